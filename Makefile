@@ -1,0 +1,80 @@
+# `make run` on a fresh machine: needs make, and Python 3.11 or later with its venv module.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
+
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: run serve test check bench lock openapi clean help
+
+run: $(RUNTIME) ## install what is needed and run the demo
+	$(BIN)/kickstand demo $(ARGS)
+
+serve: $(RUNTIME) ## install what is needed and run the server
+	$(BIN)/kickstand serve $(ARGS)
+
+test: $(DEV) ## install what is needed and run all tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(DEV) ## format, lint, types, import contracts, tests, OpenAPI drift
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q
+	$(BIN)/python -m app openapi | diff -u openapi.json - || { echo 'The API changed: run "make openapi".' >&2; exit 1; }
+
+bench: $(DEV) ## run every benchmark
+	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+
+openapi: $(RUNTIME) ## write openapi.json
+	$(BIN)/python -m app openapi > openapi.json
+
+# Keeps the locked versions that still fit; ARGS=--upgrade takes the newest.
+LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+lock: $(DEV) ## make both lock files again from pyproject.toml
+	$(BIN)/$(LOCK) --group build $(ARGS) --output-file requirements.lock
+	$(BIN)/$(LOCK) --group dev --extra cluster $(ARGS) --constraints requirements.lock --output-file requirements-dev.lock
+
+clean: ## remove the virtual environment and everything that tools leave behind
+	rm -rf $(VENV) build dist htmlcov .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The first of these that is Python 3.11 or later; PYTHON=... on the command line decides alone.
+ifeq ($(origin PYTHON),file)
+CANDIDATES := $(PYTHON) python3.14 python3.13 python3.12 python3.11
+else
+CANDIDATES := $(PYTHON)
+endif
+
+$(BIN)/python:
+	@for python in $(CANDIDATES); do \
+		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+		"$$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || { \
+			echo "$$python has no ensurepip: install its venv package (Debian and Ubuntu: python3-venv)." >&2; exit 1; }; \
+		echo "Creating $(VENV) with $$("$$python" --version)"; \
+		exec "$$python" -m venv $(VENV); \
+	done; \
+	echo "Kickstand needs Python 3.11 or later; tried: $(CANDIDATES). Use make PYTHON=/path/to/python3." >&2; exit 1
+
+# Every package comes from a lock with hashes; the project itself is installed last, in place.
+$(RUNTIME): requirements.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEV): requirements-dev.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@ $(RUNTIME)

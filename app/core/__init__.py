@@ -1,0 +1,1 @@
+"""The emulated kernel: pure coroutines over atomic operations. Standard library only; no clock, no loop, no randomness."""

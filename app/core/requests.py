@@ -1,0 +1,230 @@
+"""vCPU requests, the vCPU's mode, and how one thread makes a vCPU leave guest mode.
+
+The order matters everywhere here: a requester sets the bit and then looks at the mode; a vCPU sets the
+mode and then looks at the bits. At least one of the two sees the other (``vcpu-requests.rst``).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from app.core.atomics import Shared, atomic, blocked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from app.core.vcpu import Vcpu
+
+REQUEST_MASK = 0xFF
+NO_WAKEUP = 0x100
+WAIT = 0x200
+NO_ACTION = 0x400
+ARCH_BASE = 8
+
+
+def _arch(nr: int, flags: int = 0) -> int:
+    return (nr + ARCH_BASE) | flags
+
+
+class Request(IntEnum):
+    """``KVM_REQ_*`` as the kernel encodes them: bit number in the low byte, flags above it."""
+
+    TLB_FLUSH = 0 | WAIT | NO_WAKEUP
+    VM_DEAD = 1 | WAIT | NO_WAKEUP
+    UNBLOCK = 2
+    OUTSIDE_GUEST_MODE = 0 | NO_ACTION | WAIT | NO_WAKEUP
+    MIGRATE_TIMER = _arch(0)
+    REPORT_TPR_ACCESS = _arch(1)
+    TRIPLE_FAULT = _arch(2)
+    MMU_SYNC = _arch(3)
+    CLOCK_UPDATE = _arch(4)
+    LOAD_MMU_PGD = _arch(5)
+    EVENT = _arch(6)
+    APF_HALT = _arch(7)
+    STEAL_UPDATE = _arch(8)
+    NMI = _arch(9)
+    PMU = _arch(10)
+    PMI = _arch(11)
+    SMI = _arch(12)
+    MASTERCLOCK_UPDATE = _arch(13)
+    MCLOCK_INPROGRESS = _arch(14, WAIT | NO_WAKEUP)
+    SCAN_IOAPIC = _arch(15, WAIT | NO_WAKEUP)
+    GLOBAL_CLOCK_UPDATE = _arch(16)
+    APIC_PAGE_RELOAD = _arch(17, WAIT | NO_WAKEUP)
+    HV_CRASH = _arch(18)
+    IOAPIC_EOI_EXIT = _arch(19)
+    HV_RESET = _arch(20)
+    HV_EXIT = _arch(21)
+    HV_STIMER = _arch(22)
+    LOAD_EOI_EXITMAP = _arch(23)
+    GET_NESTED_STATE_PAGES = _arch(24)
+    APICV_UPDATE = _arch(25, WAIT | NO_WAKEUP)
+    TLB_FLUSH_CURRENT = _arch(26)
+    TLB_FLUSH_GUEST = _arch(27, WAIT | NO_WAKEUP)
+    APF_READY = _arch(28)
+    MSR_FILTER_CHANGED = _arch(29)
+    UPDATE_CPU_DIRTY_LOGGING = _arch(30, WAIT | NO_WAKEUP)
+    MMU_FREE_OBSOLETE_ROOTS = _arch(31, WAIT | NO_WAKEUP)
+    USERSPACE_KICK = _arch(32, WAIT)
+
+    @property
+    def nr(self) -> int:
+        """The bit number in ``vcpu->requests``."""
+        return self & REQUEST_MASK
+
+    @property
+    def bit(self) -> int:
+        """The request's bit as a mask."""
+        return 1 << (self & REQUEST_MASK)
+
+    @property
+    def kernel_name(self) -> str:
+        """``KVM_REQ_USERSPACE_KICK``."""
+        return f"KVM_REQ_{self.name}"
+
+
+def request_names(bits: int) -> list[str]:
+    """Name the requests in a word of bits, lowest first."""
+    return [request.kernel_name for request in sorted(Request, key=lambda r: r.nr)
+            if not request & NO_ACTION and bits & request.bit]
+
+
+class RequestBits(Shared):
+    """``vcpu->requests``: one bit per request."""
+
+    __slots__ = ("bits",)
+    FIELDS = ("bits",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bits = 0
+
+    @atomic
+    async def make(self, request: Request) -> None:
+        """``kvm_make_request``."""
+        self.bits |= request.bit
+
+    @atomic
+    async def test(self, request: Request) -> bool:
+        """``kvm_test_request``: look, change nothing."""
+        return bool(self.bits & request.bit)
+
+    @atomic
+    async def check(self, request: Request) -> bool:
+        """``kvm_check_request``: look, and clear what was seen."""
+        seen = bool(self.bits & request.bit)
+        self.bits &= ~request.bit
+        return seen
+
+    @atomic
+    async def clear(self, request: Request) -> bool:
+        """``kvm_clear_request``; says whether the bit was set, for counting."""
+        was = bool(self.bits & request.bit)
+        self.bits &= ~request.bit
+        return was
+
+    @atomic
+    async def pending(self) -> int:
+        """``kvm_request_pending``: the whole word."""
+        return self.bits
+
+
+class Mode(IntEnum):
+    """``vcpu->mode``."""
+
+    OUTSIDE_GUEST_MODE = 0
+    IN_GUEST_MODE = 1
+    EXITING_GUEST_MODE = 2
+    READING_SHADOW_PAGE_TABLES = 3
+
+
+class VcpuMode(Shared):
+    """``vcpu->mode`` and the interrupt line of the physical CPU that the vCPU occupies."""
+
+    __slots__ = ("mode", "ipi")
+    FIELDS = ("mode", "ipi")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mode = Mode.OUTSIDE_GUEST_MODE
+        self.ipi = False
+
+    @atomic
+    async def enter(self) -> None:
+        """Interrupts off, then IN_GUEST_MODE: an IPI that comes now ends the guest's first instruction."""
+        self.mode = Mode.IN_GUEST_MODE
+
+    @atomic
+    async def leave(self) -> None:
+        """OUTSIDE_GUEST_MODE, then interrupts on: a pending IPI is taken, and whoever waits for it goes on."""
+        self.mode = Mode.OUTSIDE_GUEST_MODE
+        if self.ipi:
+            self.ipi = False
+            self.changed()
+
+    @atomic
+    async def exiting(self) -> Mode:
+        """``kvm_vcpu_exiting_guest_mode``: cmpxchg(IN_GUEST, EXITING); returns the old mode."""
+        old = self.mode
+        if old is Mode.IN_GUEST_MODE:
+            self.mode = Mode.EXITING_GUEST_MODE
+        return old
+
+    @atomic
+    async def send_ipi(self) -> None:
+        """Interrupt the CPU. Outside guest mode interrupts are on, and it is taken at once."""
+        if self.mode is not Mode.OUTSIDE_GUEST_MODE:
+            self.ipi = True
+            self.changed()
+
+    @atomic
+    async def interrupted(self) -> bool:
+        """An IPI is pending: the guest has to leave."""
+        return self.ipi
+
+    @atomic
+    async def wait_interrupt(self) -> None:
+        """A guest that has nothing to do but spin: until an IPI comes."""
+        while not self.ipi:
+            await blocked(self)
+
+    @atomic
+    async def wait_taken(self) -> None:
+        """``smp_call_function(..., wait=true)``: until the CPU ran the handler."""
+        while self.ipi:
+            await blocked(self)
+
+
+async def make_all_cpus_request(vcpus: Iterable[Vcpu], request: Request) -> int:
+    """``kvm_make_all_cpus_request``: set the bit on each vCPU, wake sleepers, IPI those in guest mode.
+
+    With ``WAIT`` returns only after every interrupted CPU took its IPI, that is, left guest mode; a vCPU
+    that was woken from sleep is not waited for, and none is waited for to leave KVM_RUN. Returns the
+    number of vCPUs that were interrupted or woken.
+    """
+    targets: tuple[Vcpu, ...] = ()
+    reached = 0
+    for vcpu in vcpus:
+        if not request & NO_ACTION:
+            await vcpu.requests.make(request)
+        if not request & NO_WAKEUP and await vcpu.wake_up():
+            reached += 1
+            continue
+        old = await vcpu.mode.exiting()
+        if old is Mode.IN_GUEST_MODE or (request & WAIT and old is not Mode.OUTSIDE_GUEST_MODE):
+            await vcpu.send_ipi()
+            targets += (vcpu,)
+            reached += 1
+    if request & WAIT:
+        for vcpu in targets:
+            await vcpu.mode.wait_taken()
+    return reached
+
+
+async def clear_all_cpus_request(vcpus: Iterable[Vcpu], request: Request) -> int:
+    """``kvm_clear_all_cpus_request``: a plain loop, no lock, no barrier; returns how many bits were set."""
+    cleared = 0
+    for vcpu in vcpus:
+        cleared += await vcpu.requests.clear(request)
+    return cleared

@@ -1,0 +1,54 @@
+"""What the core reports as it runs: KVM's tracepoints, and events of our own in their style.
+
+Reporting is no operation: a tracer must not change what the core does, and the explorer uses none.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+
+class Event(str, Enum):
+    """Event names. The first group are tracepoints of the kernel (system ``kvm``), the second are ours."""
+
+    KVM_ENTRY = "kvm_entry"
+    KVM_EXIT = "kvm_exit"
+    KVM_USERSPACE_EXIT = "kvm_userspace_exit"
+    KVM_VCPU_WAKEUP = "kvm_vcpu_wakeup"
+    KVM_MMIO = "kvm_mmio"
+    KVM_PIO = "kvm_pio"
+    KVM_INJ_VIRQ = "kvm_inj_virq"
+    KVM_SET_IRQ = "kvm_set_irq"
+    KVM_MSI_SET_IRQ = "kvm_msi_set_irq"
+
+    KVM_MAKE_REQUEST = "kvm_make_request"
+    KVM_KICK = "kvm_kick"
+    KVM_MODE = "kvm_mode"
+    KVM_MEMSLOT = "kvm_memslot"
+    KVM_KICK_ALL = "kvm_kick_all"
+    KVM_RESUME_ALL = "kvm_resume_all"
+    MEM_TRANSACTION = "mem_transaction"
+    VCPU_STATE = "vcpu_state"
+
+
+class VcpuState(str, Enum):
+    """What a watcher sees a vCPU do."""
+
+    USER = "user"  # its thread is in userspace
+    WAITING = "waiting"  # in KVM_RUN, waiting for the read side (down_read)
+    KERNEL = "kernel"
+    GUEST = "guest"
+    EXITING = "exiting"  # kicked out of guest mode, on the way to userspace
+    HALTED = "halted"  # HLT with an in-kernel irqchip: asleep inside KVM_RUN
+    BLOCKED = "blocked"  # asleep inside KVM_RUN for another reason: waiting for INIT or SIPI, a page, a hold
+
+
+class Tracer(Protocol):
+    """Receives events; ``vcpu`` is the id, or None for what concerns the whole VM."""
+
+    def __call__(self, event: Event, vcpu: int | None, /, **fields: object) -> None: ...
+
+
+def no_trace(event: Event, vcpu: int | None, /, **fields: object) -> None:
+    """Report nothing."""

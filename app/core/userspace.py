@@ -1,0 +1,110 @@
+"""What a VMM keeps about its own ioctls, for the variants that need no kernel change.
+
+Source: QEMU's ``accel/accel-blocker.c`` with ``util/lockcnt.c``; ``kvm_eat_signals`` for the signal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.core.atomics import Shared, Task, atomic, blocked
+
+
+class IoctlCounts(Shared):
+    """How many ioctls are under way per owner (a vCPU's thread, or the VM), and who inhibits new ones."""
+
+    __slots__ = ("counts", "passes", "inhibitor")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+        self.passes: dict[str, int] = {}  # modulo 4: how often an owner has left
+        self.inhibitor: str | None = None
+
+    def state(self) -> tuple[Any, ...]:
+        return tuple(sorted(self.counts.items())), tuple(sorted(self.passes.items())), self.inhibitor
+
+    def load(self, state: tuple[Any, ...]) -> None:
+        counts, passes, self.inhibitor = state
+        self.counts, self.passes = dict(counts), dict(passes)
+
+    @atomic
+    async def begin(self, owner: str) -> bool:
+        """An ioctl of ``owner`` starts."""
+        self.counts[owner] = self.counts.get(owner, 0) + 1
+        return True
+
+    @atomic
+    async def begin_unless_inhibited(self, owner: str, process: str, task: Task) -> bool:
+        """Start an ioctl, waiting while new ones are inhibited; false if a signal comes first.
+
+        Only the step from 0 to 1 waits (``qemu_lockcnt_inc``), and the inhibitor's own ioctls do not count.
+        """
+        if self.inhibitor == process:
+            return True
+        while self.inhibitor is not None and not self.counts.get(owner):
+            if task.signal:
+                return False
+            await blocked(self, task)
+        self.counts[owner] = self.counts.get(owner, 0) + 1
+        return True
+
+    @atomic
+    async def end(self, owner: str) -> None:
+        """An ioctl of ``owner`` returned."""
+        self._end(owner)
+
+    @atomic
+    async def end_unless_holder(self, owner: str, process: str) -> None:
+        """An ioctl returned; the inhibitor's own were not counted."""
+        if self.inhibitor != process:
+            self._end(owner)
+
+    def _end(self, owner: str) -> None:
+        left = self.counts[owner] - 1
+        if left:
+            self.counts[owner] = left
+        else:
+            del self.counts[owner]
+        self.passes[owner] = (self.passes.get(owner, 0) + 1) % 4
+        self.changed()
+
+    @atomic
+    async def is_inside(self, owner: str) -> bool:
+        """An ioctl of ``owner`` is under way."""
+        return owner in self.counts
+
+    @atomic
+    async def pass_of(self, owner: str) -> int | None:
+        """What ``wait_left`` needs to know; None if ``owner`` is not inside."""
+        return self.passes.get(owner, 0) if owner in self.counts else None
+
+    @atomic
+    async def wait_left(self, owner: str, seen: int | None) -> None:
+        """Wait until ``owner`` has left the ioctl it was in when ``pass_of`` was asked."""
+        while seen is not None and owner in self.counts and self.passes.get(owner, 0) == seen:
+            await blocked(self)
+
+    @atomic
+    async def inhibit(self, process: str) -> bool:
+        """Hold new ioctls back; another inhibitor is waited for (the BQL). False if it was so already."""
+        while self.inhibitor not in (None, process):
+            await blocked(self)
+        opened = self.inhibitor is None
+        self.inhibitor = process
+        return opened
+
+    @atomic
+    async def wait_idle(self) -> None:
+        """Wait until no ioctl is under way."""
+        while self.counts:
+            await blocked(self)
+
+    @atomic
+    async def permit(self) -> int:
+        """Let new ioctls start; 1 if they were inhibited."""
+        was = self.inhibitor is not None
+        self.inhibitor = None
+        if was:
+            self.changed()
+        return int(was)

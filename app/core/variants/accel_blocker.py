@@ -1,0 +1,55 @@
+"""What QEMU ships: ``accel/accel-blocker.c``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.core.userspace import IoctlCounts
+from app.core.variants.base import Variant
+
+if TYPE_CHECKING:
+    from app.core.atomics import Task
+    from app.core.vcpu import Vcpu
+    from app.core.vm import Vm
+
+VM_COUNT = "vm"
+
+
+class AccelBlocker(Variant):
+    """QEMU's accel-blocker: userspace counts its ioctls, holds new ones back and signals those inside."""
+
+    def __init__(self, vm: Vm) -> None:
+        super().__init__(vm)
+        self.ioctls: IoctlCounts = vm.share(IoctlCounts())
+
+    async def kick(self, task: Task) -> bool:
+        """``accel_ioctl_inhibit_begin``: no recursion; the holder's own ioctls pass (it holds the BQL)."""
+        opened = await self.ioctls.inhibit(task.process)
+        self.holds = 1
+        for vcpu in await self.vm.online_vcpus():
+            if await self.ioctls.is_inside(vcpu.tid):
+                await vcpu.run_page.set_immediate_exit(True)
+                await vcpu.send_signal()
+        await self.ioctls.wait_idle()
+        return opened
+
+    async def resume(self, task: Task) -> int:
+        """``accel_ioctl_inhibit_end``."""
+        self.holds = 0
+        return await self.ioctls.permit()
+
+    async def ioctl_begin(self, task: Task, vcpu: Vcpu | None = None) -> bool:
+        """``accel_ioctl_begin``, ``accel_cpu_ioctl_begin``: wait while the count is locked at zero."""
+        if vcpu is None:
+            return await self.ioctls.begin_unless_inhibited(VM_COUNT, task.process, task)
+        return await self.ioctls.begin_unless_inhibited(vcpu.tid, vcpu.tid, vcpu.task)
+
+    async def ioctl_end(self, task: Task, vcpu: Vcpu | None = None) -> None:
+        if vcpu is not None:
+            await self.ioctls.end(vcpu.tid)
+        else:
+            await self.ioctls.end_unless_holder(VM_COUNT, task.process)
+
+    async def eintr(self, vcpu: Vcpu) -> None:
+        await vcpu.task.take_signal()
+        await vcpu.run_page.set_immediate_exit(False)

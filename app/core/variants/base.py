@@ -1,0 +1,84 @@
+"""What a variant of the proposal decides: the two ioctls, and what KVM_RUN does because of them.
+
+A variant is one file in this folder with one class; its name is the file's. The hooks below are all the
+places where the proposals differ; the base class is a kernel without any of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from app.core.atomics import Task
+    from app.core.vcpu import Vcpu
+    from app.core.vm import Vm
+
+
+class Variant:
+    """One answer to "how does userspace get all vCPUs out of KVM_RUN, and keep them out?".
+
+    ``name`` is set from the file's name; the docstring's first line is the summary that users see.
+    ``protects_by`` is how a memory transaction is protected under this variant: by ``kick`` or by ``list``.
+    """
+
+    name: ClassVar[str] = ""
+    protects_by: ClassVar[str] = "kick"
+
+    def __init__(self, vm: Vm) -> None:
+        self.vm = vm
+        self.holds = 0  # open windows, for watchers
+
+    @property
+    def exit_test_site(self) -> str:
+        """Whether ``exit_test`` comes before or after ``r`` is looked at: the VM's switch."""
+        return self.vm.switches.exit_test
+
+    # -- the two ioctls ----------------------------------------------------------------------------------
+
+    async def kick(self, task: Task) -> bool:
+        """KVM_KICK_ALL_RUNNING_VCPUS; true if it opened a window."""
+        return False
+
+    async def resume(self, task: Task) -> int:
+        """KVM_RESUME_ALL_KICKED_VCPUS; how many requests or holds it cleared."""
+        return 0
+
+    # -- KVM_RUN -----------------------------------------------------------------------------------------
+
+    async def run_begin(self, vcpu: Vcpu) -> object | None:
+        """Take the read side around KVM_RUN; what it returns goes to ``run_end``. None: a signal came first."""
+        return True
+
+    async def run_end(self, vcpu: Vcpu, held: object) -> None:
+        """Give the read side back."""
+
+    async def completion_test(self, vcpu: Vcpu) -> bool:
+        """Before a pending access is completed: leave with EINTR, and keep it pending?"""
+        return False
+
+    async def entry_test(self, vcpu: Vcpu) -> bool:
+        """Site 1 of the patch, first among the pending requests: leave with EINTR?"""
+        return False
+
+    async def exit_test(self, vcpu: Vcpu) -> bool:
+        """Site 2, after guest or sleep: leave with EINTR?"""
+        return False
+
+    async def block_test(self, vcpu: Vcpu) -> bool:
+        """Site 3, last condition of ``check_block``: end the sleep?"""
+        return False
+
+    async def vcpu_created(self, vcpu: Vcpu) -> None:
+        """A vCPU is about to come online."""
+
+    # -- userspace's half ----------------------------------------------------------------------------------
+
+    async def ioctl_begin(self, task: Task, vcpu: Vcpu | None = None) -> bool:
+        """Before userspace issues an ioctl that uses memory slots. False: a signal came first; do not issue it."""
+        return True
+
+    async def ioctl_end(self, task: Task, vcpu: Vcpu | None = None) -> None:
+        """After it returned."""
+
+    async def eintr(self, vcpu: Vcpu) -> None:
+        """Userspace handles an EINTR of KVM_RUN (QEMU eats the signal and resets ``immediate_exit``)."""

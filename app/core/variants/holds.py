@@ -1,0 +1,156 @@
+"""Kickstand's own answer to the thread."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.core.atomics import Killed, Shared, atomic, blocked
+from app.core.requests import Request, make_all_cpus_request
+from app.core.trace import VcpuState
+from app.core.variants.base import Variant
+
+if TYPE_CHECKING:
+    from app.core.atomics import Task
+    from app.core.vcpu import KvmRun, Vcpu
+    from app.core.vm import Vm
+
+
+class Window(Shared):
+    """Who holds the VM's vCPUs out of KVM_RUN, and who is inside: one object, so that the two cannot disagree."""
+
+    __slots__ = ("holders", "inside", "consumers")
+    FIELDS = ("holders", "inside", "consumers")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holders: tuple[str, ...] = ()  # processes, one entry a hold
+        self.inside = 0  # vCPUs in KVM_RUN
+        self.consumers: tuple[str, ...] = ()  # processes inside other ioctls that use slots, one entry each
+
+    @atomic
+    async def enter(self, task: Task, page: KvmRun) -> bool:
+        """Enter KVM_RUN once nobody holds; false if a signal or ``immediate_exit`` comes first."""
+        while self.holders:
+            if task.signal or page.immediate_exit:
+                return False
+            await blocked(self, task, page)
+        self.inside += 1
+        return True
+
+    @atomic
+    async def leave(self) -> None:
+        """Leave KVM_RUN; the last one out lets the holders go on."""
+        self.inside -= 1
+        if not self.inside:
+            self.changed()
+
+    @atomic
+    async def held(self) -> bool:
+        """Somebody holds."""
+        return bool(self.holders)
+
+    @atomic
+    async def hold(self, process: str) -> bool:
+        """One more hold; true for the first. Holds of different processes are serialised."""
+        while self.holders and self.holders[0] != process:
+            await blocked(self)
+        self.holders += (process,)
+        return len(self.holders) == 1
+
+    @atomic
+    async def release(self, process: str) -> int:
+        """One hold less, if ``process`` has one; the last one lets everybody in. Returns what was released."""
+        if process not in self.holders:
+            return 0
+        self.holders = self.holders[1:]
+        if not self.holders:
+            self.changed()
+        return 1
+
+    @atomic
+    async def drained(self, process: str) -> None:
+        """Wait until no vCPU is in KVM_RUN and nobody else uses the slots."""
+        while self.inside or any(other != process for other in self.consumers):
+            await blocked(self)
+
+    @atomic
+    async def consume(self, task: Task) -> bool:
+        """Enter another ioctl that uses slots: held like KVM_RUN, unless the holder itself calls."""
+        while self.holders and self.holders[0] != task.process:
+            if task.signal:
+                return False
+            await blocked(self, task)
+        self.consumers += (task.process,)
+        return True
+
+    @atomic
+    async def consumed(self, process: str) -> None:
+        """Leave that ioctl."""
+        at = self.consumers.index(process)
+        self.consumers = self.consumers[:at] + self.consumers[at + 1 :]
+        self.changed()
+
+
+class Holds(Variant):
+    """Refcounted, serialised holds: no exit is lost, no completion runs in the window, nobody spins.
+
+    The request only says "look at the window"; the hold is a count beside the number of vCPUs inside, so
+    that only the vCPU clears its own request and RESUME has nothing to race with. A vCPU that calls
+    KVM_RUN while held sleeps at the door until RESUME, a signal, or ``immediate_exit``.
+    """
+
+    def __init__(self, vm: Vm) -> None:
+        super().__init__(vm)
+        self.window: Window = vm.share(Window())
+
+    @property
+    def exit_test_site(self) -> str:
+        """An exit that is ready goes to userspace first; the kick is seen at the door next time."""
+        return "after_r"
+
+    async def kick(self, task: Task) -> bool:
+        opened = await self.window.hold(task.process)
+        self.holds += 1
+        try:
+            await make_all_cpus_request(await self.vm.online_vcpus(), Request.USERSPACE_KICK)
+            await self.window.drained(task.process)
+        except Killed:
+            await self.resume(task)
+            raise
+        return opened
+
+    async def resume(self, task: Task) -> int:
+        released = await self.window.release(task.process)
+        self.holds -= released
+        return released
+
+    async def run_begin(self, vcpu: Vcpu) -> object | None:
+        vcpu.show(VcpuState.BLOCKED if self.holds else VcpuState.WAITING)
+        return await self.window.enter(vcpu.task, vcpu.run_page) or None
+
+    async def run_end(self, vcpu: Vcpu, held: object) -> None:
+        await self.window.leave()
+
+    async def completion_test(self, vcpu: Vcpu) -> bool:
+        return await self.window.held()
+
+    async def entry_test(self, vcpu: Vcpu) -> bool:
+        return await self._asked_to_leave(vcpu)
+
+    async def exit_test(self, vcpu: Vcpu) -> bool:
+        return await self._asked_to_leave(vcpu)
+
+    async def block_test(self, vcpu: Vcpu) -> bool:
+        return await vcpu.requests.test(Request.USERSPACE_KICK)
+
+    async def _asked_to_leave(self, vcpu: Vcpu) -> bool:
+        if not await vcpu.requests.check(Request.USERSPACE_KICK):
+            return False
+        return await self.window.held()
+
+    async def ioctl_begin(self, task: Task, vcpu: Vcpu | None = None) -> bool:
+        return vcpu is not None or await self.window.consume(task)
+
+    async def ioctl_end(self, task: Task, vcpu: Vcpu | None = None) -> None:
+        if vcpu is None:
+            await self.window.consumed(task.process)

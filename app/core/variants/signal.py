@@ -1,0 +1,43 @@
+"""Borntraeger's question: can userspace not do this with signals?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.core.userspace import IoctlCounts
+from app.core.variants.base import Variant
+
+if TYPE_CHECKING:
+    from app.core.atomics import Task
+    from app.core.vcpu import Vcpu
+    from app.core.vm import Vm
+
+
+class SignalVariant(Variant):
+    """A signal whose handler sets immediate_exit, and no gate: nothing keeps a vCPU from coming back."""
+
+    def __init__(self, vm: Vm) -> None:
+        super().__init__(vm)
+        self.inside: IoctlCounts = vm.share(IoctlCounts())
+
+    async def kick(self, task: Task) -> bool:
+        passes: tuple[tuple[Vcpu, int | None], ...] = ()
+        for vcpu in await self.vm.online_vcpus():
+            seen = await self.inside.pass_of(vcpu.tid)
+            await vcpu.run_page.set_immediate_exit(True)
+            await vcpu.send_signal()
+            passes += ((vcpu, seen),)
+        for vcpu, seen in passes:
+            await self.inside.wait_left(vcpu.tid, seen)
+        return True
+
+    async def ioctl_begin(self, task: Task, vcpu: Vcpu | None = None) -> bool:
+        return vcpu is None or await self.inside.begin(vcpu.tid)
+
+    async def ioctl_end(self, task: Task, vcpu: Vcpu | None = None) -> None:
+        if vcpu is not None:
+            await self.inside.end(vcpu.tid)
+
+    async def eintr(self, vcpu: Vcpu) -> None:
+        await vcpu.task.take_signal()
+        await vcpu.run_page.set_immediate_exit(False)

@@ -1,0 +1,52 @@
+"""The patch as posted, but with one semaphore per VM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.core.requests import Request, clear_all_cpus_request, make_all_cpus_request
+from app.core.rwsem import RwSemaphore
+from app.core.variants.base import Variant
+
+if TYPE_CHECKING:
+    from app.core.atomics import Task
+    from app.core.vcpu import Vcpu
+    from app.core.vm import Vm
+
+
+class Sticky(Variant):
+    """The patch as posted, one semaphore per VM: the request stays until RESUME."""
+
+    def __init__(self, vm: Vm) -> None:
+        super().__init__(vm)
+        self.memory_transaction: RwSemaphore = vm.share(RwSemaphore(steal=vm.switches.rwsem_steal))
+
+    async def kick(self, task: Task) -> bool:
+        opened, self.holds = not self.holds, 1
+        await make_all_cpus_request(await self.vm.online_vcpus(), Request.USERSPACE_KICK)
+        await self.wait_for_readers(task)
+        return opened
+
+    async def wait_for_readers(self, task: Task) -> None:
+        """Every vCPU that is in KVM_RUN leaves it: nobody stays a writer for longer than that."""
+        if await self.memory_transaction.down_write(task, killable=self.vm.switches.killable):
+            await self.memory_transaction.up_write()
+
+    async def resume(self, task: Task) -> int:
+        self.holds = 0
+        return await clear_all_cpus_request(await self.vm.online_vcpus(), Request.USERSPACE_KICK)
+
+    async def run_begin(self, vcpu: Vcpu) -> object | None:
+        return await self.memory_transaction.down_read(vcpu.task, killable=self.vm.switches.killable) or None
+
+    async def run_end(self, vcpu: Vcpu, held: object) -> None:
+        await self.memory_transaction.up_read()
+
+    async def entry_test(self, vcpu: Vcpu) -> bool:
+        return await vcpu.requests.test(Request.USERSPACE_KICK)
+
+    async def exit_test(self, vcpu: Vcpu) -> bool:
+        return await vcpu.requests.test(Request.USERSPACE_KICK)
+
+    async def block_test(self, vcpu: Vcpu) -> bool:
+        return await vcpu.requests.test(Request.USERSPACE_KICK)

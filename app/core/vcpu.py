@@ -1,0 +1,664 @@
+"""One vCPU, and KVM_RUN from the ioctl to the guest and back.
+
+Function names and order are the kernel's (``kvm_main.c``, ``x86.c`` of v6.1); a step's result ``r`` is too:
+1 go round again, 0 leave to userspace with the exit in ``kvm_run``, negative leave with that errno.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, TypeVar
+
+from app.core.atomics import Mutex, Shared, Task, atomic, preempt
+from app.core.errors import KvmError
+from app.core.guest import (
+    Exit,
+    FaultExit,
+    Guest,
+    HltExit,
+    InterruptedExit,
+    IoExit,
+    MmioExit,
+    RetryExit,
+    ShutdownExit,
+    UserExit,
+)
+from app.core.requests import Mode, Request, RequestBits, VcpuMode
+from app.core.trace import Event, VcpuState
+from app.core.uapi import ExitReason, MpState
+
+if TYPE_CHECKING:
+    from app.core.rwsem import Srcu
+    from app.core.vm import Vm
+
+T = TypeVar("T")
+AGAIN, EXIT = 1, 0
+SETTABLE_MP_STATES = (MpState.RUNNABLE, MpState.UNINITIALIZED, MpState.INIT_RECEIVED, MpState.HALTED,
+                      MpState.SIPI_RECEIVED, MpState.AP_RESET_HOLD)
+
+
+class Cause(str, Enum):
+    """Why KVM_RUN answered EINTR. The last two are a signal that the control plane sent."""
+
+    USERSPACE_KICK = "userspace_kick"
+    SIGNAL = "signal"
+    IMMEDIATE_EXIT = "immediate_exit"
+    POLL_TIMEOUT = "poll_timeout"
+    CLIENT_DISCONNECT = "client_disconnect"
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What KVM_RUN answered: ``ret`` 0 or -1, and what the shared page holds then."""
+
+    ret: int
+    errno: int | None
+    exit_reason: ExitReason
+    exit: UserExit | None  # the exit that this call filled in; None unless ``ret`` is 0
+    cause: Cause | None
+
+
+@dataclass(frozen=True, slots=True)
+class PageWrites:
+    """What a VMM writes into the shared page right before one KVM_RUN; None leaves a field alone."""
+
+    reply: bytes | None = None
+    immediate_exit: bool | None = None  # for this call only
+
+
+class KvmRun(Shared):
+    """``struct kvm_run``: the page a vCPU thread shares with the kernel."""
+
+    __slots__ = ("exit_reason", "exit", "reply", "immediate_exit", "request_interrupt_window")
+    FIELDS = ("exit_reason", "exit", "reply", "immediate_exit", "request_interrupt_window")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exit_reason = ExitReason.UNKNOWN
+        self.exit: UserExit | None = None
+        self.reply: bytes | None = None  # what userspace wrote as the device's answer; None: nothing new
+        self.immediate_exit = False
+        self.request_interrupt_window = False
+
+    @atomic
+    async def fill(self, exit: UserExit) -> None:
+        """Describe an exit to userspace."""
+        self.exit_reason = exit.reason
+        self.exit = exit
+
+    @atomic
+    async def interrupted(self) -> None:
+        """A signal ends KVM_RUN: KVM_EXIT_INTR. A kick leaves the exit reason as it was."""
+        self.exit_reason = ExitReason.INTR
+
+    @atomic
+    async def read(self) -> tuple[ExitReason, UserExit | None]:
+        """Userspace reads the exit reason and the exit that was filled in last."""
+        return self.exit_reason, self.exit
+
+    @atomic
+    async def write(self, page: PageWrites) -> None:
+        """Userspace writes the device's answer into the data area, or a flag."""
+        if page.reply is not None:
+            self.reply = page.reply
+        if page.immediate_exit is not None:
+            self.immediate_exit = page.immediate_exit
+
+    @atomic
+    async def take_reply(self) -> bytes | None:
+        """The kernel reads the data area; None if it still holds what the last exit left there."""
+        taken, self.reply = self.reply, None
+        return taken
+
+    @atomic
+    async def set_immediate_exit(self, value: bool) -> None:
+        """Userspace (or its signal handler) writes ``immediate_exit``."""
+        self.immediate_exit = value
+
+    @atomic
+    async def wants_immediate_exit(self) -> bool:
+        """The kernel reads ``immediate_exit``."""
+        return self.immediate_exit
+
+    @atomic
+    async def set_request_interrupt_window(self, value: bool) -> None:
+        """Userspace writes ``request_interrupt_window``."""
+        self.request_interrupt_window = value
+
+    @atomic
+    async def wants_interrupt_window(self) -> bool:
+        """The kernel reads ``request_interrupt_window``."""
+        return self.request_interrupt_window
+
+
+class VcpuArch(Shared):
+    """``vcpu->arch``: multiprocessing state, events that wait for delivery, the access that waits for userspace."""
+
+    __slots__ = ("mp_state", "pending", "irr", "nmi", "init", "sipi", "srcu_index")
+    FIELDS = ("mp_state", "pending", "irr", "nmi", "init", "sipi", "srcu_index")
+
+    def __init__(self, mp_state: MpState) -> None:
+        super().__init__()
+        self.mp_state = mp_state
+        self.pending: IoExit | MmioExit | None = None  # complete_userspace_io
+        self.irr: tuple[int, ...] = ()  # vectors that the in-kernel irqchip holds for this vCPU
+        self.nmi = False
+        self.init = False
+        self.sipi: int | None = None
+        self.srcu_index: int | None = None
+
+    @atomic
+    async def get_mp_state(self) -> MpState:
+        """The multiprocessing state."""
+        return self.mp_state
+
+    @atomic
+    async def set_mp_state(self, mp_state: MpState) -> None:
+        """``kvm_arch_vcpu_ioctl_set_mpstate``: SIPI_RECEIVED is INIT_RECEIVED with a SIPI pending."""
+        if mp_state is MpState.SIPI_RECEIVED:
+            self.mp_state, self.sipi = MpState.INIT_RECEIVED, 0
+        else:
+            self.mp_state = mp_state
+
+    @atomic
+    async def queue_vector(self, vector: int) -> None:
+        """The in-kernel irqchip accepts an interrupt; one that is pending already is merged."""
+        if vector not in self.irr:
+            self.irr = tuple(sorted((*self.irr, vector), reverse=True))
+
+    @atomic
+    async def queue_nmi(self) -> None:
+        """KVM_NMI."""
+        self.nmi = True
+
+    @atomic
+    async def queue_init(self) -> None:
+        """An INIT reaches the local APIC."""
+        self.init = True
+
+    @atomic
+    async def queue_sipi(self, vector: int) -> None:
+        """A start-up IPI reaches the local APIC."""
+        self.sipi = vector
+
+    @atomic
+    async def events(self) -> tuple[bool, bool, bool]:
+        """Pending: (INIT or a SIPI that is awaited, NMI, interrupt)."""
+        starting = self.init or (self.sipi is not None and self.mp_state is MpState.INIT_RECEIVED)
+        return starting, self.nmi, bool(self.irr)
+
+    @atomic
+    async def take_nmi(self) -> bool:
+        """The NMI is about to be delivered."""
+        taken, self.nmi = self.nmi, False
+        return taken
+
+    @atomic
+    async def take_vector(self) -> int | None:
+        """The highest pending vector is about to be delivered."""
+        if not self.irr:
+            return None
+        vector, *rest = self.irr
+        self.irr = tuple(rest)
+        return vector
+
+    @atomic
+    async def accept_init_sipi(self) -> int | None:
+        """``kvm_apic_accept_events``: INIT_RECEIVED after INIT, RUNNABLE after SIPI, whose vector it returns."""
+        if self.init:
+            self.init = False
+            self.mp_state = MpState.INIT_RECEIVED
+        if self.mp_state is MpState.INIT_RECEIVED and self.sipi is not None:
+            vector, self.sipi = self.sipi, None
+            self.mp_state = MpState.RUNNABLE
+            return vector
+        return None
+
+    @atomic
+    async def expect_completion(self, exit: IoExit | MmioExit) -> None:
+        """Set ``complete_userspace_io``: the next KVM_RUN finishes this access first."""
+        self.pending = exit
+
+    @atomic
+    async def take_completion(self) -> IoExit | MmioExit | None:
+        """Return and clear ``complete_userspace_io``."""
+        taken, self.pending = self.pending, None
+        return taken
+
+    @atomic
+    async def srcu_read_lock(self, srcu: Srcu) -> None:
+        """``kvm_vcpu_srcu_read_lock``."""
+        self.srcu_index = srcu.enter()
+
+    @atomic
+    async def srcu_read_unlock(self, srcu: Srcu) -> None:
+        """``kvm_vcpu_srcu_read_unlock``."""
+        if self.srcu_index is not None:
+            srcu.exit(self.srcu_index)
+            self.srcu_index = None
+
+
+@dataclass(slots=True)
+class Counters:
+    """Statistics for watchers; no part of the protocol."""
+
+    runs: int = 0
+    exits: int = 0
+    eintr: int = 0
+    spins: int = 0  # EINTR again although the guest was not entered since the last EINTR
+    entries: int = 0
+    halts: int = 0
+    halt_wakeups: int = 0
+    signal_exits: int = 0
+    request_irq_exits: int = 0
+    mmio: int = 0
+    pio: int = 0
+    faults_retried: int = 0
+
+
+@dataclass(slots=True)
+class Watched:
+    """What observers read of a vCPU without an operation."""
+
+    state: VcpuState = VcpuState.USER
+    cause: Cause | None = None
+    entered_since_eintr: bool = True
+    counters: Counters = field(default_factory=Counters)
+
+
+class Vcpu:
+    """``struct kvm_vcpu``. Its thread calls ``run``; other threads reach it through requests and wake-ups."""
+
+    def __init__(self, vm: Vm, vcpu_id: int, mp_state: MpState) -> None:
+        share = vm.share
+        self.vm = vm
+        self.id = vcpu_id
+        self.tid = f"{vm.id}/cpu{vcpu_id}"
+        self.task = share(Task(self.tid))
+        self.mutex = share(Mutex())
+        self.requests = share(RequestBits())
+        self.mode = share(VcpuMode())
+        self.arch = share(VcpuArch(mp_state))
+        self.run_page = share(KvmRun())
+        self.watched = Watched()
+        self.guest: Guest = vm.make_guest(self)
+
+    # -- the ioctl ---------------------------------------------------------------------------------------
+
+    async def run_from_userspace(self, tid: str | None = None, page: PageWrites | None = None) -> RunResult:
+        """KVM_RUN as a VMM calls it: with what the variant does in userspace before and after.
+
+        ``page`` is what the VMM writes into the shared page first. Result, errors and cancellation as ``run``.
+        """
+        variant = self.vm.variant
+        if not await variant.ioctl_begin(self.task, self):
+            await self.task.take_signal()
+            exit_reason, _ = await self.run_page.read()
+            return RunResult(-1, errno.EINTR, exit_reason, None, Cause.SIGNAL)
+        try:
+            result = await self.run(tid, page)
+        finally:
+            await variant.ioctl_end(self.task, self)
+        if result.errno == errno.EINTR:
+            await self.task.take_signal()  # its handler runs on the way back to user mode
+            await variant.eintr(self)
+        return result
+
+    async def run(self, tid: str | None = None, page: PageWrites | None = None) -> RunResult:
+        """KVM_RUN on behalf of thread ``tid`` (the vCPU's own by default): until the vCPU leaves it.
+
+        Answers 0 with an exit, or EINTR (kick, signal, immediate_exit), EAGAIN (a parked AP was poked),
+        EFAULT (slot without host memory). Raises ``KvmError`` EIO if the VM is dead. A killed thread gives
+        back everything it holds. Source: ``kvm_vcpu_ioctl``.
+        """
+        owner = tid or self.tid
+        if await self.vm.lifetime.is_dead():
+            raise KvmError(errno.EIO, "KVM_RUN", f"virtual machine {self.vm.id} is dead")
+        await self.mutex.lock(owner)
+        try:
+            self.watched.cause = None
+            self.watched.counters.runs += 1
+            if page is not None:
+                await self.run_page.write(page)
+            r = await self.run_under_read_side()
+            return await self.leave_to_user(r)
+        finally:
+            if page is not None and page.immediate_exit is not None:
+                await self.run_page.set_immediate_exit(False)
+            self.show(VcpuState.USER)
+            await self.mutex.unlock()
+
+    async def run_under_read_side(self) -> int:
+        """KVM_RUN between the variant's lock and unlock (in the patch: ``down_read``, ``up_read``)."""
+        self.show(VcpuState.WAITING)
+        held = await self.vm.variant.run_begin(self)
+        if held is None:
+            return self.interrupted_by(Cause.SIGNAL)
+        try:
+            self.show(VcpuState.KERNEL)
+            return await self.kvm_arch_vcpu_ioctl_run()
+        finally:
+            await self.arch.srcu_read_unlock(self.vm.srcu)
+            await self.vm.variant.run_end(self, held)
+
+    async def kvm_arch_vcpu_ioctl_run(self) -> int:
+        """Everything before the loop: a parked AP, the access left from last time, ``immediate_exit``."""
+        await self.arch.srcu_read_lock(self.vm.srcu)
+        mp_state = await self.arch.get_mp_state()
+        if mp_state is MpState.UNINITIALIZED:
+            return await self.wait_for_init()
+        if await self.vm.variant.completion_test(self):
+            return self.interrupted_by(Cause.USERSPACE_KICK)
+        pending = await self.arch.take_completion()
+        if pending is not None:
+            r = await self.complete_userspace_io(pending)
+            if r <= EXIT:
+                return r
+        if await self.run_page.wants_immediate_exit():
+            return self.interrupted_by(Cause.IMMEDIATE_EXIT)
+        return await self.vcpu_run()
+
+    async def wait_for_init(self) -> int:
+        """An AP that was never started sleeps here and never enters the guest in this call."""
+        if await self.run_page.wants_immediate_exit():
+            return self.interrupted_by(Cause.IMMEDIATE_EXIT)
+        await self.arch.srcu_read_unlock(self.vm.srcu)
+        await self.kvm_vcpu_block()
+        await self.arch.srcu_read_lock(self.vm.srcu)
+        if await self.requests.test(Request.VM_DEAD):
+            return -errno.EIO
+        await self.accept_init_sipi()
+        if await self.task.signal_pending():
+            return await self.exit_by_signal()
+        return -errno.EAGAIN
+
+    async def complete_userspace_io(self, pending: IoExit | MmioExit) -> int:
+        """Finish the access userspace was asked to do; may touch guest memory or ask again (``r`` 0)."""
+        reply = await self.run_page.take_reply()
+        exit = await self.guest.complete(self, pending, reply)
+        return AGAIN if exit is None else await self.handle_exit(exit)
+
+    # -- the loop ----------------------------------------------------------------------------------------
+
+    async def vcpu_run(self) -> int:
+        """``vcpu_run``: enter the guest or sleep, again and again, until there is a reason to leave."""
+        before_r = self.vm.variant.exit_test_site == "before_r"
+        while True:
+            mp_state = await self.arch.get_mp_state()
+            r = await (self.vcpu_enter_guest() if mp_state is MpState.RUNNABLE else self.vcpu_block())
+            # The patch tests here, before r is looked at: an exit that is ready (r == 0) is lost.
+            if before_r and await self.vm.variant.exit_test(self):
+                return self.interrupted_by(Cause.USERSPACE_KICK)
+            if r <= EXIT:
+                return r
+            if not before_r and await self.vm.variant.exit_test(self):
+                return self.interrupted_by(Cause.USERSPACE_KICK)
+            await self.requests.check(Request.UNBLOCK)
+            if await self.interrupt_window_open():
+                return EXIT
+            if await self.task.signal_pending():
+                return await self.exit_by_signal()
+            await preempt()
+
+    async def vcpu_enter_guest(self) -> int:
+        """``vcpu_enter_guest``: the last checks, then the guest, then its exit."""
+        if await self.requests.pending():
+            r = await self.service_requests()
+            if r <= EXIT:
+                return r
+        await self.inject_events()
+        # Order matters: the mode is visible before the requests are read again, so a kicker is either
+        # seen here or sees IN_GUEST_MODE and sends the IPI.
+        await self.mode.enter()
+        await self.arch.srcu_read_unlock(self.vm.srcu)
+        if await self.exit_request():
+            await self.mode.leave()
+            await self.arch.srcu_read_lock(self.vm.srcu)
+            return AGAIN
+        self.entered()
+        exit = await self.guest.enter(self)
+        self.show(VcpuState.EXITING if type(exit) is InterruptedExit else VcpuState.KERNEL)
+        await self.mode.leave()
+        await self.arch.srcu_read_lock(self.vm.srcu)
+        return await self.handle_exit(exit)
+
+    async def service_requests(self) -> int:
+        """The block under ``kvm_request_pending``: kick first, as the patch has it, then the others."""
+        if await self.vm.variant.entry_test(self):
+            return self.interrupted_by(Cause.USERSPACE_KICK)
+        if await self.requests.test(Request.VM_DEAD):
+            return -errno.EIO
+        await self.requests.check(Request.TLB_FLUSH)
+        if await self.requests.check(Request.TRIPLE_FAULT):
+            return await self.handle_exit(ShutdownExit())
+        await self.requests.check(Request.NMI)
+        if await self.requests.check(Request.EVENT):
+            await self.accept_init_sipi()
+            mp_state = await self.arch.get_mp_state()
+            if mp_state is MpState.INIT_RECEIVED:
+                return AGAIN
+        return AGAIN
+
+    async def exit_request(self) -> bool:
+        """``kvm_vcpu_exit_request``: something came between the checks and IN_GUEST_MODE."""
+        return bool(await self.requests.pending()) or await self.task.signal_pending()
+
+    async def handle_exit(self, exit: Exit) -> int:
+        """What an exit of the guest means: back into it (1), to userspace (0), or an errno."""
+        self.vm.trace(Event.KVM_EXIT, self.id, exit_reason=type(exit).__name__.removesuffix("Exit").lower())
+        if isinstance(exit, InterruptedExit):
+            self.watched.counters.request_irq_exits += 1
+            return AGAIN
+        if isinstance(exit, RetryExit):
+            self.watched.counters.faults_retried += 1
+            return AGAIN
+        if isinstance(exit, FaultExit):
+            return -errno.EFAULT
+        if isinstance(exit, HltExit) and self.vm.irqchip:
+            await self.arch.set_mp_state(MpState.HALTED)
+            return AGAIN
+        if isinstance(exit, IoExit | MmioExit):
+            self._trace_access(exit)
+            await self.arch.expect_completion(exit)
+        await self.run_page.fill(exit)
+        return EXIT
+
+    # -- sleeping ----------------------------------------------------------------------------------------
+
+    async def vcpu_block(self) -> int:
+        """``vcpu_block``: HALTED or waiting for SIPI. A vCPU woken without an event keeps its mp_state."""
+        if not await self.has_events():
+            await self.arch.srcu_read_unlock(self.vm.srcu)
+            await self.kvm_vcpu_block()
+            await self.arch.srcu_read_lock(self.vm.srcu)
+            # KVM itself leaves a halted vCPU of a dead VM asleep until a signal comes; here it ends with EIO.
+            if await self.requests.test(Request.VM_DEAD):
+                return -errno.EIO
+            if not await self.has_events():
+                return AGAIN
+        await self.accept_init_sipi()
+        mp_state = await self.arch.get_mp_state()
+        if mp_state is MpState.HALTED:
+            await self.arch.set_mp_state(MpState.RUNNABLE)
+        return AGAIN
+
+    async def kvm_vcpu_block(self) -> None:
+        """``kvm_vcpu_block``: sleep until ``check_block`` has a reason not to."""
+        mp_state = await self.arch.get_mp_state()
+        halted = mp_state is MpState.HALTED
+        self.watched.counters.halts += halted
+        self.show(VcpuState.HALTED if halted else VcpuState.BLOCKED)
+        while True:
+            await self.task.set_interruptible()
+            if await self.check_block():
+                break
+            await self.task.schedule()
+        await self.task.set_running()
+        self.show(VcpuState.KERNEL)
+        self.vm.trace(Event.KVM_VCPU_WAKEUP, self.id, waited=True, valid=True)
+
+    async def check_block(self) -> bool:
+        """``kvm_vcpu_check_block``: an event, a signal, an UNBLOCK, or (the patch) a kick ends the sleep."""
+        if await self.has_events():
+            return True
+        if await self.task.signal_pending():
+            return True
+        if await self.requests.check(Request.UNBLOCK):
+            return True
+        return await self.vm.variant.block_test(self)
+
+    async def has_events(self) -> bool:
+        """``kvm_vcpu_has_events``: INIT, a SIPI that is awaited, an NMI, an interrupt the guest would take."""
+        starting, nmi, interrupt = await self.arch.events()
+        return starting or nmi or (interrupt and self.guest.interrupts_allowed())
+
+    # -- events ------------------------------------------------------------------------------------------
+
+    async def inject_events(self) -> None:
+        """Hand pending events to the guest: an NMI, then the highest interrupt if the guest takes one now."""
+        _, nmi, interrupt = await self.arch.events()
+        if nmi and await self.arch.take_nmi():
+            self.guest.nmi()
+        if interrupt and self.guest.interrupts_allowed():
+            vector = await self.arch.take_vector()
+            if vector is not None:
+                self.guest.interrupt(vector)
+                self.vm.trace(Event.KVM_INJ_VIRQ, self.id, vector=vector)
+
+    async def accept_init_sipi(self) -> None:
+        """INIT and SIPI change the mp_state; a SIPI also says where the guest starts."""
+        vector = await self.arch.accept_init_sipi()
+        if vector is not None:
+            self.guest.start_at(vector)
+
+    async def interrupt_window_open(self) -> bool:
+        """Userspace without an in-kernel irqchip asked to be told when it can inject; now it can."""
+        if self.vm.irqchip or not await self.run_page.wants_interrupt_window():
+            return False
+        exit = self.guest.window_exit()
+        if exit is None:
+            return False
+        await self.run_page.fill(exit)
+        return True
+
+    async def with_mutex(self, body: Callable[[], T], tid: str) -> T:
+        """Run ``body`` as a vCPU ioctl other than KVM_RUN: it waits until KVM_RUN has left (``vcpu->mutex``)."""
+        await self.vm.check_alive("vcpu ioctl")
+        await self.mutex.lock(tid)
+        try:
+            return body()
+        finally:
+            await self.mutex.unlock()
+
+    async def set_mp_state(self, mp_state: MpState, tid: str) -> None:
+        """KVM_SET_MP_STATE. EINVAL: a state x86 does not know, or any but RUNNABLE without an in-kernel irqchip."""
+        if mp_state not in SETTABLE_MP_STATES or (mp_state is not MpState.RUNNABLE and not self.vm.irqchip):
+            raise KvmError(errno.EINVAL, "KVM_SET_MP_STATE", f"{mp_state.name} cannot be set here", field="mp_state")
+        await self.mutex.lock(tid)
+        try:
+            await self.arch.set_mp_state(mp_state)
+            await self.requests.make(Request.EVENT)
+        finally:
+            await self.mutex.unlock()
+
+    async def interrupt(self, vector: int, tid: str) -> None:
+        """KVM_INTERRUPT. EINVAL: ``vector`` not below 256; ENXIO: the irqchip is in the kernel."""
+        if not 0 <= vector < 256:
+            raise KvmError(errno.EINVAL, "KVM_INTERRUPT", f"vector {vector} is not below 256", field="vector")
+        if self.vm.irqchip:
+            raise KvmError(errno.ENXIO, "KVM_INTERRUPT", "the interrupt controller is in the kernel")
+        await self.with_mutex(lambda: self.guest.interrupt(vector), tid)
+
+    async def inject_nmi(self, tid: str) -> None:
+        """KVM_NMI."""
+        await self.mutex.lock(tid)
+        try:
+            await self.arch.queue_nmi()
+            await self.requests.make(Request.NMI)
+        finally:
+            await self.mutex.unlock()
+
+    # -- other threads -----------------------------------------------------------------------------------
+
+    async def wake_up(self) -> bool:
+        """``kvm_vcpu_wake_up``: true only if the vCPU slept."""
+        woke = await self.task.wake_up()
+        self.watched.counters.halt_wakeups += woke
+        return woke
+
+    async def send_ipi(self) -> None:
+        """Interrupt the CPU this vCPU runs on; an engine on a thread of its own is told to stop."""
+        await self.mode.send_ipi()
+        self.vm.trace(Event.KVM_KICK, self.id, ipi=True)
+        self.guest.kick()
+
+    async def kick(self) -> None:
+        """``kvm_vcpu_kick``: wake it if it sleeps, else interrupt it if it is in guest mode; never waits."""
+        if await self.wake_up():
+            return
+        if await self.mode.exiting() is Mode.IN_GUEST_MODE:
+            await self.send_ipi()
+
+    async def send_signal(self) -> None:
+        """A signal to this vCPU's thread: it is pending, a sleep ends, a running guest is interrupted."""
+        await self.task.send_signal()
+        await self.send_ipi()
+
+    # -- results -----------------------------------------------------------------------------------------
+
+    async def exit_by_signal(self) -> int:
+        """Leave KVM_RUN because a signal is pending: exit_reason INTR, unlike a kick."""
+        await self.run_page.interrupted()
+        self.watched.counters.signal_exits += 1
+        return self.interrupted_by(Cause.SIGNAL)
+
+    def interrupted_by(self, cause: Cause) -> int:
+        """Note the cause for watchers; ``-EINTR``."""
+        self.watched.cause = cause
+        return -errno.EINTR
+
+    def entered(self) -> None:
+        """Count and report a guest entry."""
+        self.watched.counters.entries += 1
+        self.watched.entered_since_eintr = True
+        self.vm.trace(Event.KVM_ENTRY, self.id)
+        self.show(VcpuState.GUEST)
+
+    def show(self, state: VcpuState) -> None:
+        """Report a change of the visible state."""
+        if state is not self.watched.state:
+            old, self.watched.state = self.watched.state, state
+            self.vm.trace(Event.VCPU_STATE, self.id, state=state.value, old=old.value)
+
+    async def leave_to_user(self, r: int) -> RunResult:
+        """Shape what userspace sees of ``r`` and of the shared page."""
+        exit_reason, exit = await self.run_page.read()
+        self._count(r, exit)
+        if r == -errno.EIO:
+            raise KvmError(errno.EIO, "KVM_RUN", f"virtual machine {self.vm.id} is dead")
+        self.vm.trace(Event.KVM_USERSPACE_EXIT, self.id, reason=exit_reason.kernel_name, errno=max(0, -r))
+        if r == EXIT:
+            return RunResult(0, None, exit_reason, exit, None)
+        return RunResult(-1, -r, exit_reason, None, self.watched.cause if r == -errno.EINTR else None)
+
+    def _count(self, r: int, exit: UserExit | None) -> None:
+        counters = self.watched.counters
+        if r == EXIT:
+            counters.exits += 1
+            counters.mmio += isinstance(exit, MmioExit)
+            counters.pio += isinstance(exit, IoExit)
+        elif r == -errno.EINTR:
+            counters.eintr += 1
+            counters.spins += not self.watched.entered_since_eintr
+            self.watched.entered_since_eintr = False
+
+    def _trace_access(self, exit: IoExit | MmioExit) -> None:
+        if isinstance(exit, MmioExit):
+            kind = "write" if exit.is_write else "unsatisfied-read"
+            self.vm.trace(Event.KVM_MMIO, self.id, type=kind, len=exit.len, gpa=hex(exit.phys_addr), val=exit.data.hex())
+        else:
+            self.vm.trace(Event.KVM_PIO, self.id, rw=exit.direction, port=exit.port, size=exit.size, count=exit.count,
+                          val=exit.data.hex())

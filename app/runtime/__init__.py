@@ -1,0 +1,1 @@
+"""The shipped runtime: asyncio tasks perform the core's operations."""

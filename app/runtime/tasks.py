@@ -1,0 +1,90 @@
+"""The asyncio driver: what makes the core's coroutines run on an event loop.
+
+An operation whose guard holds never reaches the loop. Only a blocked one parks its task on a future, and
+only a preemption point gives other tasks a turn. A cancelled task unwinds the core coroutine with
+``Killed``, so that every lock is given back and every queue left before the task ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from app.core.atomics import Blocked, Choice, Effect, Killed, Outside, Preempt
+
+T = TypeVar("T")
+
+
+def first_choice(alternatives: int) -> int:
+    """Choose nothing at random."""
+    return 0
+
+
+async def perform(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice) -> T:
+    """Run one core coroutine to its end and return its result.
+
+    Cancellation throws ``Killed`` into the coroutine, lets its clean-up run, and then cancels.
+    """
+    answer: Any = None
+    try:
+        while True:
+            effect = core.send(answer)
+            answer = None
+            if type(effect) is Preempt:
+                await asyncio.sleep(0)
+            elif type(effect) is Blocked:
+                await _park(effect)
+            elif type(effect) is Choice:
+                answer = choose(effect.alternatives)
+            elif type(effect) is Outside:
+                answer = await effect.awaitable
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    except asyncio.CancelledError:
+        _unwind(core)
+        raise
+
+
+def perform_now(core: Coroutine[Effect, Any, T]) -> T:
+    """Run a coroutine that never blocks, without an event loop. ``RuntimeError`` if it does block."""
+    try:
+        while True:
+            effect = core.send(None)
+            if type(effect) is not Preempt:
+                core.close()
+                raise RuntimeError(f"{core!r} blocked: {effect!r}")
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+async def _park(effect: Blocked) -> None:
+    """Wait until one of the objects wakes this thread; the coroutine looks at its guard again."""
+    woken = asyncio.get_running_loop().create_future()
+
+    def wake() -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    key = woken if effect.key is None else effect.key
+    for shared in effect.objects:
+        shared.waiters[key] = wake
+    try:
+        await woken
+    finally:
+        for shared in effect.objects:
+            shared.waiters.pop(key, None)
+
+
+def _unwind(core: Coroutine[Effect, Any, Any]) -> None:
+    """Throw ``Killed`` and run the clean-up, which gives locks back and therefore never blocks."""
+    try:
+        effect = core.throw(Killed())
+        while type(effect) is Preempt:
+            effect = core.send(None)
+        core.close()
+        raise RuntimeError(f"the clean-up of {core!r} blocked: {effect!r}")
+    except (StopIteration, Killed):
+        pass
