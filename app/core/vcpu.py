@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, TypeVar
 
-from app.core.atomics import Mutex, Shared, Task, atomic, preempt
+from app.core.atomics import Killed, Mutex, Shared, Task, atomic, preempt
 from app.core.errors import KvmError
 from app.core.guest import (
     Exit,
@@ -340,6 +340,10 @@ class Vcpu:
         try:
             self.show(VcpuState.KERNEL)
             return await self.kvm_arch_vcpu_ioctl_run()
+        except Killed:
+            await self.mode.leave()
+            await self.task.set_running()
+            raise
         finally:
             await self.arch.srcu_read_unlock(self.vm.srcu)
             await self.vm.variant.run_end(self, held)

@@ -8,6 +8,7 @@ only a preemption point gives other tasks a turn. A cancelled task unwinds the c
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -60,19 +61,28 @@ def perform_now(core: Coroutine[Effect, Any, T]) -> T:
         return result
 
 
+class Waiter:
+    """A parked thread: calling it wakes the thread; ``since_ns`` tells how long it has waited."""
+
+    __slots__ = ("since_ns", "woken")
+
+    def __init__(self) -> None:
+        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.since_ns = time.monotonic_ns()
+
+    def __call__(self) -> None:
+        if not self.woken.done():
+            self.woken.set_result(None)
+
+
 async def _park(effect: Blocked) -> None:
     """Wait until one of the objects wakes this thread; the coroutine looks at its guard again."""
-    woken = asyncio.get_running_loop().create_future()
-
-    def wake() -> None:
-        if not woken.done():
-            woken.set_result(None)
-
-    key = woken if effect.key is None else effect.key
+    waiter = Waiter()
+    key = waiter if effect.key is None else effect.key
     for shared in effect.objects:
-        shared.waiters[key] = wake
+        shared.waiters[key] = waiter
     try:
-        await woken
+        await waiter.woken
     finally:
         for shared in effect.objects:
             shared.waiters.pop(key, None)

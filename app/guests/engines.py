@@ -1,0 +1,54 @@
+"""The guest engines by name, each loaded when it is first asked for."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from app.core.errors import KvmError
+from app.guests.script import ScriptGuest
+
+if TYPE_CHECKING:
+    from app.core.guest import Guest
+    from app.core.vcpu import Vcpu
+    from app.guests.host_memory import HostMemory
+
+MODES = ("precise", "fast")
+
+
+class Make(Protocol):
+    """Makes one vCPU's guest."""
+
+    def __call__(self, vcpu: Vcpu, memory: HostMemory, /) -> Guest: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFactory:
+    """How an engine's guests are made, and whether slot updates have to interrupt them."""
+
+    make: Make
+    caches_translations: bool
+
+
+def engines() -> dict[str, str]:
+    """Every engine by name, with the reason why it cannot be used here, or an empty string."""
+    missing = "" if importlib.util.find_spec("unicorn") else "the unicorn package is not installed"
+    return {"script": "", "x86": missing}
+
+
+def engine_factory(engine: str, mode: str) -> EngineFactory:
+    """Return an engine's factory. EINVAL: unknown engine or mode; EOPNOTSUPP: it cannot be used here."""
+    known = engines()
+    if engine not in known:
+        raise KvmError(errno.EINVAL, "KVM_CREATE_VM", f"no engine {engine!r}; there are {', '.join(known)}", field="engine")
+    if mode not in MODES:
+        raise KvmError(errno.EINVAL, "KVM_CREATE_VM", f"mode {mode!r} is none of {', '.join(MODES)}", field="mode")
+    if known[engine]:
+        raise KvmError(errno.EOPNOTSUPP, "KVM_CREATE_VM", f"engine {engine}: {known[engine]}", field="engine")
+    if engine == "script":
+        return EngineFactory(ScriptGuest, ScriptGuest.CACHES_TRANSLATIONS)
+    from app.guests.x86.guest import X86Guest  # noqa: PLC0415  unicorn is loaded only when it is used
+
+    return EngineFactory(lambda vcpu, memory: X86Guest(vcpu, memory, mode), mode == "fast")

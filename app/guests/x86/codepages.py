@@ -1,0 +1,136 @@
+"""Which instructions the translator must not execute itself, page by page.
+
+Before code of a page is first translated, the page is searched for every address at which an instruction that
+belongs to KVM (port I/O, HLT, SYSCALL) could begin, prefixes included. An address in the middle of another
+instruction is harmless: the translator looks only where instructions start. A guest write to such a page, or a
+changed byte found when the host comes back, makes it stale, and it is searched again before it runs again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from array import array
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from app.guests.x86.memory import PAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_STOPS = rb"[\x6c-\x6f\xe4-\xe7\xec-\xef\xf4]|\x0f[\x05\x34]"
+_WINDOW = rb"|[\xfb\x9d\xcf]|\x0f\x07"  # STI, POPF, IRET, SYSRET: interrupts may become allowed
+_EXACT = re.compile(_STOPS, re.DOTALL)
+_WITH_WINDOW = re.compile(_STOPS + _WINDOW, re.DOTALL)
+_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
+_LONG_PREFIXES = _PREFIXES | frozenset(range(0x40, 0x50))
+_TWO_BYTE = 0x0F
+
+
+@dataclass(slots=True)
+class CodePage:
+    """One virtual page that holds translated code."""
+
+    virtual: int
+    host: int
+    content: bytes
+    long_mode: bool
+    stops: tuple[int, ...]
+
+
+def find_stops(content: bytes, *, long_mode: bool, window: bool) -> list[int]:
+    """Return the offsets in the page at which one of the wanted instructions may begin."""
+    prefixes = _LONG_PREFIXES if long_mode else _PREFIXES
+    found = [match.start() for match in (_WITH_WINDOW if window else _EXACT).finditer(content)]
+    if content[-1] == _TWO_BYTE:
+        found.append(len(content) - 1)
+    found.append(len(content))  # the opcode may be on the next page
+    stops = set()
+    for start in found:
+        offset = start
+        while offset > 0 and content[offset - 1] in prefixes:
+            offset -= 1
+            stops.add(offset)
+        stops.add(start)
+    stops.discard(len(content))
+    return sorted(stops)
+
+
+class CodePages:
+    """The pages with translated code of one CPU: every pair of virtual and host page that was ever executed."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, dict[int, CodePage]] = {}  # by host page, then by virtual page
+        self._writable: dict[int, int | None] = {}
+        self._stops: frozenset[int] = frozenset()
+        self.window = False
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def holds(self, host: int) -> bool:
+        """True if code was translated from this host page."""
+        return host in self._pages
+
+    def is_stop(self, address: int) -> bool:
+        """True if the translator stops before this linear address."""
+        return address in self._stops
+
+    def fetched(self, virtual: int, host: int, *, long_mode: bool) -> tuple[bool, bool]:
+        """Code of this page is about to be translated: (stops changed, a writable alias may be in the TLB)."""
+        alias = host in self._writable and self._writable.pop(host) != virtual
+        content = ctypes.string_at(host, PAGE)
+        pages = self._pages.setdefault(host, {})
+        page = pages.get(virtual)
+        if page is not None and page.content == content and page.long_mode == long_mode:
+            return False, alias
+        offsets = find_stops(content, long_mode=long_mode, window=self.window)
+        stops = tuple(virtual + offset for offset in offsets)
+        pages[virtual] = CodePage(virtual, host, content, long_mode, stops)
+        return page is None or stops != page.stops, alias
+
+    def opened(self, virtual: int, host: int) -> bool:
+        """A writable TLB entry is made: true if another virtual page of it may be executable in the TLB."""
+        if self._writable.setdefault(host, virtual) != virtual:
+            self._writable[host] = None
+        return any(other != virtual for other in self._pages.get(host, ()))
+
+    def all_stops(self) -> array[int]:
+        """Every stop address, for the translator."""
+        pages = chain.from_iterable(pages.values() for pages in self._pages.values())
+        self._stops = frozenset(chain.from_iterable(page.stops for page in pages))
+        return array("Q", self._stops)
+
+    def take_changed(self, hosts: Iterable[int] | None = None) -> list[int]:
+        """Forget the host pages whose bytes are no longer those that were translated, and return them.
+
+        ``hosts`` limits the comparison to pages that were written from outside the translator.
+        """
+        candidates = self._pages if hosts is None else [host for host in hosts if host in self._pages]
+        changed = [host for host in candidates if not self._is_current(host)]
+        for host in changed:
+            del self._pages[host]
+        return changed
+
+    def _is_current(self, host: int) -> bool:
+        content = ctypes.string_at(host, PAGE)
+        return all(page.content == content for page in self._pages[host].values())
+
+    def keep(self, intervals: Iterable[tuple[int, int]]) -> None:
+        """Forget pages outside these stretches of host memory: they may not exist any more."""
+        spans = tuple(intervals)
+        gone = [host for host in self._pages if not any(start <= host < end for start, end in spans)]
+        for host in gone:
+            del self._pages[host]
+
+    def tlb_flushed(self) -> None:
+        """No TLB entry is left."""
+        self._writable.clear()
+
+    def forget_all(self) -> None:
+        """No translated code is left."""
+        self._pages.clear()
+        self._writable.clear()
+        self._stops = frozenset()

@@ -1,0 +1,142 @@
+"""Guest-physical memory as an x86 CPU sees it: segments of host memory, and holes.
+
+Nothing here reads or writes a byte outside a segment: every access is cut at pages and looked up first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.core.guest import FaultExit, RetryExit
+
+PAGE = 4096
+PAGE_MASK = ~(PAGE - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of guest-physical pages backed by contiguous host memory.
+
+    ``address`` is where the backing bytes are in this process, page-aligned; None means that the slot exists but
+    its host memory does not (KVM_RUN answers EFAULT). ``invalid``: a slot update in progress, try again.
+    """
+
+    gpa: int
+    size: int
+    address: int | None
+    readonly: bool
+    log_dirty: bool
+    invalid: bool = False
+
+
+class GuestMemory(Protocol):
+    """What the CPU asks of the owner of the memory slots."""
+
+    generation: int
+    """Changes whenever ``segments()`` would change or a ``log_dirty`` flag changes."""
+
+    def segments(self) -> Sequence[Segment]:
+        """Return the segments; they do not overlap."""
+        ...
+
+    def mark_dirty(self, gpa: int) -> None:
+        """Note a guest write to a page of a logged segment, at least once per page and ``run``."""
+        ...
+
+
+class AccessStoppedError(Exception):
+    """The access can neither be done nor become an MMIO exit."""
+
+    def __init__(self, exit: FaultExit | RetryExit) -> None:
+        super().__init__(exit)
+        self.exit = exit
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A part of one access that is not in memory: ``offset`` is where it lies within the access."""
+
+    gpa: int
+    offset: int
+    length: int
+
+
+class PhysicalMemory:
+    """The current segments, with lookup and access by guest-physical address."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self._generation: int | None = None
+        self._starts: list[int] = []
+        self.segments: list[Segment] = []
+        self.logging = False
+        self.on_write: Callable[[int], None] = lambda _host: None
+        """Called with the host address of every page written from here rather than by the engine."""
+
+    def refresh(self) -> bool:
+        """Take over changed segments; true if anything changed."""
+        if self._memory.generation == self._generation:
+            return False
+        self._generation = self._memory.generation
+        self.segments = sorted(self._memory.segments(), key=lambda segment: segment.gpa)
+        self._starts = [segment.gpa for segment in self.segments]
+        self.logging = any(segment.log_dirty for segment in self.segments)
+        return True
+
+    def find(self, gpa: int) -> Segment | None:
+        """Return the segment that holds this address."""
+        index = bisect_right(self._starts, gpa) - 1
+        if index < 0:
+            return None
+        segment = self.segments[index]
+        return segment if gpa - segment.gpa < segment.size else None
+
+    def resolve(self, gpa: int, *, write: bool) -> int | None:
+        """Return the host address, or None where the access belongs to a device.
+
+        A write to a readonly slot is a device access (``__gfn_to_hva_memslot``: KVM_HVA_ERR_RO_BAD).
+        """
+        segment = self.find(gpa)
+        if segment is None:
+            return None
+        if segment.invalid:
+            raise AccessStoppedError(RetryExit(gpa))
+        if write and segment.readonly:
+            return None
+        if segment.address is None:
+            raise AccessStoppedError(FaultExit(gpa))
+        return segment.address + gpa - segment.gpa
+
+    def read(self, gpa: int, length: int) -> bytes | None:
+        """Read within one page; None in a hole."""
+        host = self.resolve(gpa, write=False)
+        return None if host is None else ctypes.string_at(host, length)
+
+    def write(self, gpa: int, data: bytes) -> bool:
+        """Write within one page, with dirty logging; false where memory cannot be written."""
+        host = self.resolve(gpa, write=True)
+        if host is None:
+            return False
+        ctypes.memmove(host, data, len(data))
+        self.note_dirty(gpa)
+        self.on_write(host & PAGE_MASK)
+        return True
+
+    def note_dirty(self, gpa: int) -> None:
+        """``mark_page_dirty``: tell the owner if the slot is logged."""
+        segment = self.find(gpa)
+        if segment is not None and segment.log_dirty:
+            self._memory.mark_dirty(gpa & PAGE_MASK)
+
+
+def page_pieces(address: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """Cut an access at pages: (address, offset within the access, length) of each piece."""
+    done = 0
+    while done < length:
+        piece = min(length - done, PAGE - (address + done) % PAGE)
+        yield address + done, done, piece
+        done += piece

@@ -1,0 +1,204 @@
+"""The CPU state, laid over the context that Unicorn saves and restores in one call.
+
+Reading a register through Unicorn's calls costs microseconds, and some state (hidden segment parts, interrupt
+shadow, error codes) has no call at all. The saved context is the translator's own CPU structure, so it is described
+here as a C structure; ``engine`` checks the description against the public register calls before it is used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import ClassVar
+
+from app.guests.x86.segments import ES, SS, SegmentCache
+
+GPR_NAMES = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
+RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
+REGISTER_NAMES = frozenset((*GPR_NAMES, "rip", "rflags"))
+
+CR0_PE, CR0_WP, CR0_PG = 1 << 0, 1 << 16, 1 << 31
+CR4_PSE, CR4_PAE, CR4_SMEP, CR4_SMAP = 1 << 4, 1 << 5, 1 << 20, 1 << 21
+EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1 << 0, 1 << 8, 1 << 10, 1 << 11
+FLAG_TF, FLAG_IF, FLAG_DF, FLAG_IOPL, FLAG_NT = 1 << 8, 1 << 9, 1 << 10, 3 << 12, 1 << 14
+FLAG_RF, FLAG_VM, FLAG_AC = 1 << 16, 1 << 17, 1 << 18
+
+_ARITHMETIC = 0x8D5  # CF PF AF ZF SF OF: kept apart from the other flags while translated code runs
+_CC_OP_EFLAGS = 1  # "the arithmetic flags are in cc_src"
+_SHADOW = 1 << 3
+_CPL = 3
+_CS32, _SS32, _ADDSEG, _PE, _LMA, _CS64 = 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 14, 1 << 15
+_CR0_COPY = 0xE  # MP, EM, TS
+_CR0_SHIFT = 8
+_OSFXSR, _SMAP = 1 << 22, 1 << 23
+_CR4_OSFXSR = 1 << 9
+_KEPT = _SHADOW | 1 << 24  # the I/O breakpoint bit belongs to DR7
+_MASK32 = 0xFFFFFFFF
+
+
+class CpuLayout(ctypes.Structure):
+    """The first part of the translator's CPU structure for a 64-bit x86 CPU."""
+
+    _pack_ = 1
+    _fields_: ClassVar = [
+        ("gpr", ctypes.c_uint64 * 16),
+        ("rip", ctypes.c_uint64),
+        ("eflags", ctypes.c_uint64),
+        ("cc_dst", ctypes.c_uint64),
+        ("cc_src", ctypes.c_uint64),
+        ("cc_src2", ctypes.c_uint64),
+        ("cc_op", ctypes.c_uint32),
+        ("df", ctypes.c_int32),
+        ("hflags", ctypes.c_uint32),
+        ("hflags2", ctypes.c_uint32),
+        ("segment", SegmentCache * 6),
+        ("ldt", SegmentCache),
+        ("tr", SegmentCache),
+        ("gdt", SegmentCache),
+        ("idt", SegmentCache),
+        ("cr", ctypes.c_uint64 * 5),
+        ("_0", ctypes.c_uint8 * 24),
+        ("cr8", ctypes.c_uint8),
+        ("_1", ctypes.c_uint8 * 103),
+        ("efer", ctypes.c_uint64),
+        ("_2", ctypes.c_uint8 * 4784),
+        ("error_code", ctypes.c_int32),
+        ("is_software_int", ctypes.c_int32),
+        ("next_rip", ctypes.c_uint64),
+        ("dr", ctypes.c_uint64 * 8),
+        ("breakpoints", ctypes.c_uint64 * 4),  # pointers into one engine: never moved to another
+        ("old_exception", ctypes.c_int32),
+        ("_3", ctypes.c_uint8 * 68),
+    ]
+
+    gpr: ctypes.Array[ctypes.c_uint64]
+    rip: int
+    eflags: int
+    cc_src: int
+    cc_op: int
+    df: int
+    hflags: int
+    hflags2: int
+    segment: ctypes.Array[SegmentCache]
+    ldt: SegmentCache
+    tr: SegmentCache
+    gdt: SegmentCache
+    idt: SegmentCache
+    cr: ctypes.Array[ctypes.c_uint64]
+    cr8: int
+    efer: int
+    error_code: int
+    is_software_int: int
+    next_rip: int
+    dr: ctypes.Array[ctypes.c_uint64]
+    breakpoints: ctypes.Array[ctypes.c_uint64]
+    old_exception: int
+
+
+STATE_SIZE = ctypes.sizeof(CpuLayout)
+
+
+class CpuState(CpuLayout):
+    """The CPU state with the derived values an emulator asks for."""
+
+    @property
+    def flags(self) -> int:
+        """RFLAGS; the state must be at rest (``Engine`` leaves it so)."""
+        direction = FLAG_DF if self.df < 0 else 0
+        return self.eflags & ~(_ARITHMETIC | FLAG_DF) | self.cc_src & _ARITHMETIC | direction | 2
+
+    @flags.setter
+    def flags(self, value: int) -> None:
+        self.cc_src = value & _ARITHMETIC
+        self.cc_op = _CC_OP_EFLAGS
+        self.df = -1 if value & FLAG_DF else 1
+        self.eflags = value & ~(_ARITHMETIC | FLAG_DF) | 2
+
+    @property
+    def flags_at_rest(self) -> bool:
+        """True if the arithmetic flags need no computation."""
+        return self.cc_op == _CC_OP_EFLAGS
+
+    @property
+    def cpl(self) -> int:
+        """The current privilege level."""
+        return self.hflags & _CPL
+
+    @property
+    def protected(self) -> bool:
+        """CR0.PE, and not virtual-8086 mode."""
+        return bool(self.cr[0] & CR0_PE) and not self.eflags & FLAG_VM
+
+    @property
+    def long_mode(self) -> bool:
+        """EFER.LMA: 64-bit or compatibility mode."""
+        return bool(self.efer & EFER_LMA)
+
+    @property
+    def bits(self) -> int:
+        """The size of code: 16, 32 or 64."""
+        if self.hflags & _CS64:
+            return 64
+        return 32 if self.hflags & _CS32 else 16
+
+    @property
+    def stack_mask(self) -> int:
+        """What of RSP a push uses."""
+        if self.hflags & _CS64:
+            return (1 << 64) - 1
+        return _MASK32 if self.hflags & _SS32 else 0xFFFF
+
+    @property
+    def shadow(self) -> bool:
+        """True directly after STI or a load of SS."""
+        return bool(self.hflags & _SHADOW)
+
+    def clear_shadow(self) -> None:
+        """An instruction was executed outside the translator."""
+        self.hflags &= ~_SHADOW
+
+    def linear(self, segment: int, offset: int) -> int:
+        """``get_segment_base`` plus offset; in 64-bit code only FS and GS have a base."""
+        if self.hflags & _CS64:
+            base = self.segment[segment].base if segment >= 4 else 0  # noqa: PLR2004 - FS is the fourth
+            return (base + offset) & ((1 << 64) - 1)
+        return (self.segment[segment].base + offset) & _MASK32
+
+    @property
+    def linear_rip(self) -> int:
+        """``kvm_get_linear_rip``."""
+        return self.linear(1, self.rip)
+
+    def update_hidden_flags(self) -> None:
+        """Derive what the translator keeps of segments and control registers (``hflags``)."""
+        cr0, cr4 = self.cr[0], self.cr[4]
+        value = self.hflags & _KEPT | (cr0 & _CR0_COPY) << _CR0_SHIFT
+        value |= _OSFXSR if cr4 & _CR4_OSFXSR else 0
+        value |= _SMAP if cr4 & CR4_SMAP else 0
+        value |= _LMA if self.long_mode else 0
+        if cr0 & CR0_PE:
+            value |= _PE | (_CPL if self.eflags & FLAG_VM else self.segment[SS].dpl)
+        self.hflags = value | self._code_flags()
+
+    def _code_flags(self) -> int:
+        code, stack = self.segment[1], self.segment[SS]
+        if self.long_mode and code.long:
+            return _CS32 | _SS32 | _CS64
+        value = (_CS32 if code.big else 0) | (_SS32 if stack.big else 0)
+        flat = not any(self.segment[index].base for index in (ES, SS, 3))
+        return value if flat and self.protected and code.big else value | _ADDSEG
+
+    def reset(self) -> None:
+        """``kvm_vcpu_reset``: the state after power-on."""
+        self.gpr[RDX] = 0x600
+        self.rip = 0xFFF0
+        self.flags = 2
+        self.hflags2 = 1
+        self.old_exception = -1
+        for cache in self.segment:
+            cache.load(0, 0, 0xFFFF, 0x9300)
+        self.segment[1].load(0xF000, 0xFFFF0000, 0xFFFF, 0x9B00)
+        self.ldt.load(0, 0, 0xFFFF, 0x8200)
+        self.tr.load(0, 0, 0xFFFF, 0x8B00)
+        self.gdt.limit = self.idt.limit = 0xFFFF
+        self.cr[0] = 0x60000010
+        self.update_hidden_flags()

@@ -1,0 +1,252 @@
+"""One instruction, with every access to memory in our hands.
+
+A second engine executes the single instruction on scratch pages: a fresh scratch page stands for each virtual page
+it touches, and a hook supplies what is read and collects what is written. So an instruction that meets a hole, a
+readonly slot or a page that is not there has no effect at all until everything it reads is known; then it is done
+once. This is what ``x86_emulate_instruction`` does for KVM, for all instructions the translator knows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from app.guests.x86.engine import (
+    CAN_EXECUTE,
+    CAN_READ,
+    CAN_WRITE,
+    FILL_FETCH,
+    FILL_READ,
+    FILL_WRITE,
+    Engine,
+    Stop,
+)
+from app.guests.x86.faults import DeviceAccessError, GuestFaultError
+from app.guests.x86.memory import PAGE, PAGE_MASK, AccessStoppedError, Fragment, page_pieces
+from app.guests.x86.paging import READ, WRITE
+from app.guests.x86.registers import STATE_SIZE
+from app.guests.x86.virtual import MAX_INSTRUCTION
+
+if TYPE_CHECKING:
+    from app.guests.x86.registers import CpuState
+    from app.guests.x86.virtual import VirtualMemory
+
+_DATA_PAGES = 128  # more than any one instruction touches
+_CODE_PAIRS = 512  # instructions whose translation is kept
+_SEGMENT_LOADS = frozenset((0x07, 0x17, 0x1F, 0x8E, 0x9A, 0xC4, 0xC5, 0xCA, 0xCB, 0xCF, 0xEA, 0xFF, 0x0F))
+_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
+
+
+@dataclass(frozen=True, slots=True)
+class NeedRead:
+    """A read that is not all in memory: ``data`` holds what is, the fragments are missing."""
+
+    data: bytearray
+    missing: list[Fragment]
+
+
+Interruption = NeedRead | GuestFaultError | DeviceAccessError | AccessStoppedError
+
+
+@dataclass(slots=True)
+class Step:
+    """What became of one instruction. The CPU state was changed only if ``interruption`` is None.
+
+    ``writes`` are the data it stored, as (gpa, bytes) in one page each and in order; ``vector`` is the exception or
+    software interrupt it raised, whose details are in the state.
+    """
+
+    interruption: Interruption | None = None
+    reads: list[bytes] = field(default_factory=list)
+    writes: list[tuple[int, bytes]] = field(default_factory=list)
+    vector: int | None = None
+    invalid: bool = False
+
+
+class Stepper:
+    """Executes single instructions for any CPU; one at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engine = Engine()
+        self._area = mmap.mmap(-1, (_DATA_PAGES + 2 * _CODE_PAIRS + 1) * PAGE)
+        self._data = ctypes.addressof(ctypes.c_char.from_buffer(self._area))
+        self._code = self._data + _DATA_PAGES * PAGE
+        self._blank = self._code + 2 * _CODE_PAIRS * PAGE
+        self._known: dict[tuple[int, bytes], int] = {}
+        self._engine.map([(self._data, self._blank + PAGE)])
+        self._engine.on_fill = self._fill
+        self._engine.watch_accesses(self._access)
+
+    def step(self, state: CpuState, memory: VirtualMemory, code: bytes, reads: list[bytes]) -> Step:
+        """Execute the instruction at RIP whose bytes are ``code``; ``reads`` answers its first reads."""
+        with self._lock:
+            self._begin(state, memory, code, reads)
+            mine = self._engine.state
+            pointers = bytes(state.breakpoints)
+            ctypes.memmove(ctypes.addressof(mine), ctypes.addressof(state), STATE_SIZE)
+            ctypes.memset(ctypes.addressof(mine.breakpoints), 0, len(pointers))
+            stop = self._engine.run(1)
+            step = self._step
+            if step.interruption is None:
+                if stop is Stop.ACCESS:
+                    raise RuntimeError("an instruction was refused an access that had been granted")
+                self._commit(state, pointers, stop)
+            return step
+
+    def _commit(self, state: CpuState, pointers: bytes, stop: Stop) -> None:
+        self._engine.settle_flags()
+        ctypes.memmove(ctypes.addressof(state), ctypes.addressof(self._engine.state), STATE_SIZE)
+        ctypes.memmove(ctypes.addressof(state.breakpoints), pointers, len(pointers))
+        self._step.vector = self._engine.vector
+        self._step.invalid = stop is Stop.INVALID
+        for address, data in self._writes:
+            for piece, offset, size in page_pieces(address, len(data)):
+                gpa = self._pages[piece & PAGE_MASK] | piece & ~PAGE_MASK
+                self._step.writes.append((gpa, data[offset : offset + size]))
+
+    def _begin(self, state: CpuState, memory: VirtualMemory, code: bytes, reads: list[bytes]) -> None:
+        self._state, self._memory = state, memory
+        self._step = Step(reads=list(reads))
+        self._answered = 0
+        self._slots: dict[int, int] = {}
+        self._virtual: list[int] = []
+        self._pages: dict[int, int] = {}
+        self._writes: list[tuple[int, bytes]] = []
+        self._rip = state.rip
+        self._linear = state.linear_rip
+        self._user = state.cpl == 3  # noqa: PLR2004 - ring 3
+        self._opcode = next((byte for byte in code if byte not in _PREFIXES), 0)
+        self._code_page = self._place_code(code)
+        self._fetched = len(code)
+        self._engine.flush_tlb()
+
+    def _place_code(self, code: bytes) -> int:
+        """Put the bytes on a pair of pages that never held others, so that no old translation applies."""
+        key = (self._linear, code)
+        if key not in self._known:
+            if len(self._known) == _CODE_PAIRS:
+                self._known.clear()
+                self._engine.flush_code()
+            self._known[key] = self._code + 2 * len(self._known) * PAGE
+            ctypes.memmove(self._known[key] + self._linear % PAGE, code, len(code))
+        return self._known[key]
+
+    # -- what the engine asks --------------------------------------------------------------------------------
+
+    def _fill(self, page: int, access: int) -> tuple[int, int] | None:
+        if access == FILL_FETCH:
+            return self._fill_code(page)
+        try:
+            self._translate(page, WRITE if access == FILL_WRITE else READ)
+        except (GuestFaultError, AccessStoppedError) as reason:
+            self._interrupt(reason)
+            return None
+        can = CAN_READ | CAN_WRITE if access == FILL_WRITE else CAN_READ
+        return self._data + self._slot(page) * PAGE, can
+
+    def _fill_code(self, page: int) -> tuple[int, int] | None:
+        first = self._linear & PAGE_MASK
+        if page == first:
+            return self._code_page, CAN_EXECUTE
+        self._engine.peek()
+        if self._engine.state.rip != self._rip or page != first + PAGE:
+            return self._blank, CAN_EXECUTE  # the next instruction is looked up already; it is not executed
+        if self._fetched == MAX_INSTRUCTION:
+            return self._code_page + PAGE, CAN_EXECUTE
+        try:
+            self._memory.fetch_page(page, 1, user=self._user)
+        except (GuestFaultError, AccessStoppedError, DeviceAccessError) as reason:
+            self._interrupt(reason)
+        return None
+
+    def _slot(self, page: int) -> int:
+        if page not in self._slots:
+            self._slots[page] = len(self._virtual) % _DATA_PAGES
+            self._virtual.append(page)
+        return self._slots[page]
+
+    def _translate(self, page: int, access: int) -> int:
+        user = self._user and not self._is_descriptor_access(page)
+        gpa = self._memory.gpa(page, access, user=user)
+        self._pages[page] = gpa
+        return gpa
+
+    def _is_descriptor_access(self, page: int) -> bool:
+        """Loads of segments read the descriptor tables with supervisor rights, also in ring 3."""
+        if self._opcode not in _SEGMENT_LOADS:
+            return False
+        tables = (self._state.gdt, self._state.ldt, self._state.tr)
+        return any(page + PAGE > table.base and page <= table.base + table.limit for table in tables)
+
+    def _access(self, access: int, address: int, size: int, value: int) -> None:
+        if self._step.interruption is not None:
+            return
+        slot, offset = divmod(address - self._data, PAGE)
+        virtual = self._virtual[slot] + offset
+        if access == FILL_READ:
+            self._supply(virtual, size)
+        else:
+            self._writes.append((virtual, (value & (1 << 8 * size) - 1).to_bytes(size, "little")))
+
+    def _supply(self, virtual: int, size: int) -> None:
+        """Put what the coming read shall see on the scratch pages."""
+        try:
+            data = self._read(virtual, size)
+        except (GuestFaultError, AccessStoppedError) as reason:
+            self._interrupt(reason)
+            return
+        if data is None:
+            return
+        for piece, offset, length in page_pieces(virtual, size):
+            target = self._data + self._slot(piece & PAGE_MASK) * PAGE + piece % PAGE
+            ctypes.memmove(target, data[offset : offset + length], length)
+
+    def _read(self, virtual: int, size: int) -> bytes | None:
+        if self._answered < len(self._step.reads):
+            data = self._step.reads[self._answered]
+        else:
+            for piece, _, _ in page_pieces(virtual, size):
+                self._translate(piece & PAGE_MASK, READ)
+            parts, missing = self._memory.read_at(self._pages, virtual, size)
+            if missing:
+                self._interrupt(NeedRead(parts, missing))
+                return None
+            data = bytes(parts)
+            self._step.reads.append(data)
+        self._answered += 1
+        return self._after_own_writes(virtual, data)
+
+    def _after_own_writes(self, virtual: int, data: bytes) -> bytes:
+        """An instruction that reads what it has just written sees its own bytes."""
+        if not self._writes:
+            return data
+        result = bytearray(data)
+        for start, written in self._writes:
+            for index, byte in enumerate(written):
+                if 0 <= start + index - virtual < len(result):
+                    result[start + index - virtual] = byte
+        return bytes(result)
+
+    def _interrupt(self, reason: Interruption) -> None:
+        if self._step.interruption is None:
+            self._step.interruption = reason
+            self._engine.stop()
+
+
+class _Shared:
+    """The one stepper of the process, made when it is first needed."""
+
+    stepper: Stepper | None = None
+    lock = threading.Lock()
+
+
+def shared_stepper() -> Stepper:
+    """Return the stepper."""
+    with _Shared.lock:
+        if _Shared.stepper is None:
+            _Shared.stepper = Stepper()
+        return _Shared.stepper

@@ -1,0 +1,74 @@
+"""The event log: every event in one order, the newest kept in a ring.
+
+The log never waits for a reader. Readers keep a cursor (a sequence number), are woken at most once until
+they read again, and learn how many events they were too slow for.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+
+CAPACITY = 65_536
+
+
+@dataclass(slots=True)
+class Record:
+    """One event. ``t_ns`` counts from the start of the server; ``vcpu`` is None for what concerns a whole VM."""
+
+    seq: int
+    t_ns: int
+    vm: str | None
+    vcpu: int | None
+    name: str
+    fields: Mapping[str, object]
+    _data: bytes | None = field(default=None, repr=False)
+
+    @property
+    def data(self) -> bytes:
+        """The event as one line of JSON, encoded once for all readers."""
+        if self._data is None:
+            body = {"seq": self.seq, "vm": self.vm, "vcpu": self.vcpu, "t_ns": self.t_ns, **self.fields}
+            self._data = json.dumps(body, separators=(",", ":"), default=str).encode()
+        return self._data
+
+
+class EventLog:
+    """Numbers events from 1 without a hole; ``epoch`` tells one numbering from another."""
+
+    def __init__(self, capacity: int = CAPACITY, *, epoch: str | None = None, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self.epoch = epoch or secrets.token_hex(4)
+        self.seq = 0
+        self.ring: deque[Record] = deque(maxlen=capacity)
+        self._clock = clock
+        self._start = clock()
+        self._sleepers: list[Callable[[], None]] = []
+
+    def emit(self, vm: str | None, name: str, vcpu: int | None, fields: Mapping[str, object]) -> int:
+        """Append an event, wake the readers that sleep, and return its number."""
+        self.seq += 1
+        self.ring.append(Record(self.seq, self._clock() - self._start, vm, vcpu, name, fields))
+        if self._sleepers:
+            sleepers, self._sleepers = self._sleepers, []
+            for wake in sleepers:
+                wake()
+        return self.seq
+
+    def since(self, seq: int, limit: int | None = None) -> tuple[list[Record], int]:
+        """Return up to ``limit`` events after ``seq`` and how many between were lost to the ring's size."""
+        if not self.ring or seq >= self.seq:
+            return [], 0
+        oldest = self.ring[0].seq
+        skip = max(0, seq + 1 - oldest)
+        lost = max(0, oldest - seq - 1)
+        stop = None if limit is None else skip + limit
+        return list(islice(self.ring, skip, stop)), lost
+
+    def wake_at_next(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` once, when the next event is there."""
+        self._sleepers.append(wake)

@@ -1,0 +1,442 @@
+"""One virtual machine on the event loop: each method is an ioctl, or a state that observers read.
+
+A machine joins the core's ``Vm`` with host memory, a guest engine, the clock, and the threads that call
+KVM_RUN. Nothing here decides protocol: it performs coroutines of the core and shapes their answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import asdict
+from itertools import count
+from typing import Any, TypeVar
+
+from app.core.atomics import Effect, Task
+from app.core.errors import KvmError
+from app.core.memslots import Region
+from app.core.trace import Event, VcpuState
+from app.core.uapi import MpState
+from app.core.variants import variant as find_variant
+from app.core.vcpu import Vcpu
+from app.core.vm import Switches, System, Vm
+from app.guests.engines import engine_factory
+from app.guests.host_memory import HostMemory
+from app.guests.script import ScriptGuest, compile_program
+from app.runtime import views
+from app.runtime.events import EventLog
+from app.runtime.runs import Run
+from app.runtime.tasks import perform, perform_now
+from app.runtime.userspace import VmmThread
+
+T = TypeVar("T")
+DEFAULT_RUN_MS = 30_000
+
+
+class Machine:
+    """A VM and its VMM's half. ``log`` receives its events; ``seed`` decides its choices."""
+
+    def __init__(
+        self,
+        vm_id: str,
+        *,
+        log: EventLog,
+        system: System,
+        variant: str = "sticky",
+        engine: str = "script",
+        mode: str = "precise",
+        irqchip: bool = False,
+        switches: Switches = Switches(),
+        seed: int = 0,
+        memory_limit: int = 1 << 40,
+    ) -> None:
+        self.id = vm_id
+        self.variant = variant
+        self.engine = engine
+        self.mode = mode
+        self.seed = seed
+        self.log = log
+        self.memory = HostMemory(memory_limit)
+        self.threads: dict[int, VmmThread] = {}
+        self.runs: set[Run] = set()
+        self.kick_id = 0
+        self.proceed = asyncio.Event()  # the resume flag of well-behaved userspace
+        self.proceed.set()
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._dead = False
+        self._tids = count(1)
+        self._random = random.Random(seed)  # noqa: S311  reproducible choices, no secrets
+        self._transaction = asyncio.Lock()
+        factory = engine_factory(engine, mode)
+        self.vm = Vm(
+            vm_id,
+            find_variant(variant),
+            lambda vcpu: factory.make(vcpu, self.memory),
+            system=system,
+            irqchip=irqchip,
+            switches=switches,
+            flush_guests=factory.caches_translations,
+            trace=self._trace,
+        )
+
+    # -- plumbing ----------------------------------------------------------------------------------------
+
+    def _trace(self, event: Event, vcpu: int | None, /, **fields: object) -> None:
+        self.log.emit(self.id, event.value, vcpu, fields)
+
+    def thread(self, role: str = "vmm") -> Task:
+        """A host thread of this VM's VMM, for one call."""
+        return Task(f"{self.id}/{role}#{next(self._tids)}", f"{self.id}/vmm")
+
+    def choose(self, alternatives: int) -> int:
+        """Decide a choice of the guest from the VM's seed."""
+        return self._random.randrange(alternatives)
+
+    async def call(self, core: Coroutine[Effect, Any, T]) -> T:
+        """Perform one ioctl in the calling task. EIO if the VM is destroyed meanwhile.
+
+        Cancellation gives back everything the ioctl holds or waits for.
+        """
+        if self._dead:
+            core.close()
+            raise self._gone("ioctl")
+        current = asyncio.current_task()
+        assert current is not None
+        self._calls.add(current)
+        try:
+            return await perform(core, self.choose)
+        except asyncio.CancelledError:
+            if not self._dead:
+                raise
+            current.uncancel()
+            raise self._gone("ioctl") from None
+        finally:
+            self._calls.discard(current)
+
+    def _gone(self, ioctl: str) -> KvmError:
+        return KvmError(errno.EIO, ioctl, f"virtual machine {self.id} is destroyed")
+
+    def vcpu(self, vcpu_id: int) -> Vcpu:
+        """Return one vCPU. ENOENT if there is none."""
+        found = self.vm.vcpus.get(vcpu_id)
+        if found is None:
+            raise KvmError(errno.ENOENT, "vcpu", f"virtual machine {self.id} has no vcpu {vcpu_id}", field="vcpu")
+        return found
+
+    # -- the VM's life -----------------------------------------------------------------------------------
+
+    async def create_vcpu(self, vcpu_id: int, program: object = None) -> dict[str, Any]:
+        """KVM_CREATE_VCPU, with a script guest's program if given; returns the vCPU's shape."""
+        steps = None if program is None else self._compile(program)
+        vcpu = await self.call(self.vm.create_vcpu(vcpu_id, self.thread()))
+        if steps is not None:
+            self._script(vcpu).load_program(steps)
+        return self.describe_vcpu(vcpu_id)
+
+    async def create_irqchip(self) -> None:
+        """KVM_CREATE_IRQCHIP."""
+        await self.call(self.vm.create_irqchip())
+
+    async def irq_line(self, irq: int, level: int) -> None:
+        """KVM_IRQ_LINE."""
+        await self.call(self.vm.irq_line(irq, level))
+        self._wake_threads()
+
+    async def signal_msi(self, address: int, data: int) -> bool:
+        """KVM_SIGNAL_MSI; true if a vCPU took it."""
+        return await self.call(self.vm.signal_msi(address, data))
+
+    async def destroy(self) -> None:
+        """End the VM: parked runs answer EIO, waiting ioctls too, threads stop, memory is given back."""
+        if self._dead:
+            return
+        core = self.vm.destroy()
+        await perform(core, self.choose)
+        self._dead = True
+        waiting = [task for task in self._calls if task is not asyncio.current_task()]
+        for task in waiting:
+            task.cancel()
+        for thread in self.threads.values():
+            thread.kill()
+        for run in tuple(self.runs):
+            run.destroyed()
+        ending = [*(run.task for run in self.runs), *(thread.task for thread in self.threads.values())]
+        if ending:
+            await asyncio.wait(ending)
+        for vcpu in self.vm.vcpus.values():
+            vcpu.guest.close()
+
+    # -- kick and resume ---------------------------------------------------------------------------------
+
+    async def kick(self, timeout_ms: int | None = None) -> dict[str, Any]:
+        """KVM_KICK_ALL_RUNNING_VCPUS.
+
+        ETIMEDOUT after ``timeout_ms``, with the vCPUs that are still inside; the kick is taken back then.
+        """
+        self.proceed.clear()
+        inside = [vcpu for vcpu in self.vm.vcpus.values() if vcpu.watched.state is not VcpuState.USER]
+        was_open = self.vm.variant.holds
+        started = time.monotonic_ns()
+        if not was_open:
+            self.kick_id += 1
+        try:
+            async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
+                changed = await self.call(self.vm.kick_all_running_vcpus(self.thread("kicker")))
+        except TimeoutError:
+            raise await self._kick_timed_out(timeout_ms) from None
+        except BaseException:
+            self._open_gate()
+            raise
+        return {
+            "kick_id": self.kick_id,
+            "changed": changed,
+            "vcpus_stopped": sum(vcpu.watched.state is VcpuState.USER for vcpu in inside),
+            "holds": self.vm.variant.holds,
+            "drain_ns": time.monotonic_ns() - started,
+            "seq": self.log.seq,
+        }
+
+    async def _kick_timed_out(self, timeout_ms: int | None) -> KvmError:
+        still = [vcpu.id for vcpu in self.vm.vcpus.values() if vcpu.watched.state not in (VcpuState.USER, VcpuState.WAITING)]
+        await self.resume()
+        return KvmError(errno.ETIMEDOUT, "KVM_KICK_ALL_RUNNING_VCPUS",
+                        f"after {timeout_ms} ms vcpus {still} were still in KVM_RUN; the kick was taken back",
+                        vcpus=still)
+
+    async def resume(self) -> dict[str, Any]:
+        """KVM_RESUME_ALL_KICKED_VCPUS; lets well-behaved userspace go on."""
+        cleared = await self.call(self.vm.resume_all_kicked_vcpus(self.thread()))
+        self._open_gate()
+        return {"changed": bool(cleared), "cleared": cleared, "holds": self.vm.variant.holds, "seq": self.log.seq}
+
+    def _open_gate(self) -> None:
+        if not self.vm.variant.holds:
+            self.proceed.set()
+
+    # -- memory ------------------------------------------------------------------------------------------
+
+    async def set_user_memory_region(self, region: Region) -> None:
+        """KVM_SET_USER_MEMORY_REGION."""
+        await self.call(self.vm.set_user_memory_region(region, self.thread()))
+
+    async def memory_transaction(self, regions: Sequence[Region], protect: str | None = None) -> dict[str, Any]:
+        """Apply ``regions`` in order, all or none, protected by a kick, by the batch ioctl, or not at all.
+
+        Errors as KVM_SET_USER_MEMORY_REGION, with the number of the operation; the slots are as before then.
+        """
+        protect = protect or self.vm.variant.protects_by
+        async with self._transaction:
+            self._trace(Event.MEM_TRANSACTION, None, phase="begin", protect=protect, operations=len(regions))
+            try:
+                if protect == "kick":
+                    drain_ns, window_ns = await self._in_window(regions)
+                elif protect == "list":
+                    drain_ns, window_ns = 0, await self._timed(self._apply_list(regions))
+                else:
+                    drain_ns, window_ns = 0, await self._timed(self._apply(regions))
+            finally:
+                self._trace(Event.MEM_TRANSACTION, None, phase="end", protect=protect)
+        results = [{"ret": 0, "errno": None} for _ in regions]
+        return {"results": results, "drain_ns": drain_ns, "window_ns": window_ns, "seq": self.log.seq}
+
+    async def _in_window(self, regions: Sequence[Region]) -> tuple[int, int]:
+        kicked = await self.kick()
+        try:
+            window_ns = await self._timed(self._apply(regions))
+        finally:
+            await self.resume()
+        return kicked["drain_ns"], window_ns
+
+    async def _timed(self, work: Coroutine[Any, Any, None]) -> int:
+        started = time.monotonic_ns()
+        await work
+        return time.monotonic_ns() - started
+
+    async def _apply(self, regions: Sequence[Region]) -> None:
+        before = self.vm.memslots.state()
+        for index, region in enumerate(regions):
+            try:
+                await self.set_user_memory_region(region)
+            except KvmError as error:
+                if error.errno != errno.EIO:
+                    await self.call(self.vm.restore_slots(before, self.thread()))
+                raise _at(error, index) from error
+            await asyncio.sleep(0)  # back in user mode: others run
+
+    async def _apply_list(self, regions: Sequence[Region]) -> None:
+        await self.call(self.vm.set_user_memory_region_list(regions, self.thread()))
+
+    async def get_dirty_log(self, slot: int) -> list[int]:
+        """KVM_GET_DIRTY_LOG."""
+        return list(await self.call(self.vm.get_dirty_log(slot, self.thread())))
+
+    async def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bits: Sequence[int]) -> None:
+        """KVM_CLEAR_DIRTY_LOG."""
+        await self.call(self.vm.clear_dirty_log(slot, first_page, num_pages, bits, self.thread()))
+
+    # -- vCPU ioctls -------------------------------------------------------------------------------------
+
+    def start_run(
+        self,
+        vcpu_id: int,
+        *,
+        reply: bytes | None = None,
+        immediate_exit: bool | None = None,
+        timeout_ms: int | None = DEFAULT_RUN_MS,
+        nowait: bool = False,
+    ) -> Run:
+        """Start KVM_RUN on a thread of its own; ``await run.result()`` gives the answer.
+
+        ENOENT: no such vCPU; EBUSY with ``nowait``: another KVM_RUN is under way; EINVAL: a reply of the
+        wrong length for the access that waits for it.
+        """
+        if self._dead:
+            raise self._gone("KVM_RUN")
+        vcpu = self.vcpu(vcpu_id)
+        if nowait and vcpu.mutex.owner is not None:
+            raise KvmError(errno.EBUSY, "KVM_RUN", f"vcpu {vcpu_id} is in an ioctl of another thread")
+        self._check_reply(vcpu, reply)
+        tid = f"{vcpu.tid}#{next(self._tids)}"
+        return Run(self, vcpu, tid, views.page_writes(reply, immediate_exit), timeout_ms)
+
+    def _check_reply(self, vcpu: Vcpu, reply: bytes | None) -> None:
+        pending = vcpu.arch.pending
+        expected = pending.reply_length if pending is not None else 0
+        if reply is not None and vcpu.mutex.owner is None and len(reply) != expected:
+            raise KvmError(errno.EINVAL, "KVM_RUN", f"the access that waits takes {expected} bytes, not {len(reply)}",
+                           field="reply")
+
+    async def run(self, vcpu_id: int, **options: Any) -> dict[str, Any]:
+        """``start_run`` and its result in one; cancelled, it leaves as a departed client does."""
+        return await self.start_run(vcpu_id, **options).result()
+
+    async def get_regs(self, vcpu_id: int) -> dict[str, int]:
+        """KVM_GET_REGS, at the next instruction boundary: unlike the ioctl it does not wait for KVM_RUN to end."""
+        return self.vcpu(vcpu_id).guest.registers()
+
+    async def set_regs(self, vcpu_id: int, registers: Mapping[str, int]) -> None:
+        """KVM_SET_REGS for the named registers; waits for KVM_RUN to end."""
+        guest = self.vcpu(vcpu_id).guest
+        await self._locked(vcpu_id, lambda: guest.set_registers(registers))
+
+    async def get_sregs(self, vcpu_id: int) -> dict[str, object]:
+        """KVM_GET_SREGS, as ``get_regs``."""
+        return self.vcpu(vcpu_id).guest.special_registers()
+
+    async def set_sregs(self, vcpu_id: int, changes: Mapping[str, object]) -> None:
+        """KVM_SET_SREGS for the named registers; waits for KVM_RUN to end."""
+        guest = self.vcpu(vcpu_id).guest
+        await self._locked(vcpu_id, lambda: guest.set_special_registers(changes))
+
+    async def _locked(self, vcpu_id: int, body: Callable[[], None]) -> None:
+        await self.call(self.vcpu(vcpu_id).with_mutex(body, self.thread().tid))
+
+    async def get_mp_state(self, vcpu_id: int) -> MpState:
+        """KVM_GET_MP_STATE, without waiting for KVM_RUN to end."""
+        return self.vcpu(vcpu_id).arch.mp_state
+
+    async def set_mp_state(self, vcpu_id: int, mp_state: MpState) -> None:
+        """KVM_SET_MP_STATE; waits for KVM_RUN to end."""
+        await self.call(self.vcpu(vcpu_id).set_mp_state(mp_state, self.thread().tid))
+
+    async def interrupt(self, vcpu_id: int, vector: int) -> None:
+        """KVM_INTERRUPT; waits for KVM_RUN to end."""
+        await self.call(self.vcpu(vcpu_id).interrupt(vector, self.thread().tid))
+        self._wake_threads()
+
+    async def nmi(self, vcpu_id: int) -> None:
+        """KVM_NMI; waits for KVM_RUN to end."""
+        await self.call(self.vcpu(vcpu_id).inject_nmi(self.thread().tid))
+        self._wake_threads()
+
+    def signal(self, vcpu_id: int) -> None:
+        """Send a signal to the vCPU's thread; without a KVM_RUN it stays pending for the next."""
+        perform_now(self.vcpu(vcpu_id).send_signal())
+        self._wake_threads()
+
+    def set_run_flag(self, vcpu_id: int, flag: str, value: bool) -> None:
+        """Write ``immediate_exit`` or ``request_interrupt_window`` of the shared page; it stays so."""
+        page = self.vcpu(vcpu_id).run_page
+        flags = {"immediate_exit": page.set_immediate_exit, "request_interrupt_window": page.set_request_interrupt_window}
+        if flag not in flags:
+            raise KvmError(errno.EINVAL, "kvm_run", f"{flag!r} is none of {', '.join(flags)}", field="flag")
+        perform_now(flags[flag](value))
+
+    async def set_program(self, vcpu_id: int, program: object) -> None:
+        """Load a script guest's program, from its top; waits for KVM_RUN to end. ENOTTY on other engines."""
+        guest = self._script(self.vcpu(vcpu_id))
+        steps = compile_program(program)
+        await self._locked(vcpu_id, lambda: guest.load_program(steps))
+        self._wake_threads()
+
+    def _script(self, vcpu: Vcpu) -> ScriptGuest:
+        if not isinstance(vcpu.guest, ScriptGuest):
+            raise KvmError(errno.ENOTTY, "program", f"engine {self.engine} has no programs; write code to memory instead")
+        return vcpu.guest
+
+    def _compile(self, program: object) -> Any:
+        if self.engine != "script":
+            raise KvmError(errno.ENOTTY, "program", f"engine {self.engine} has no programs; write code to memory instead")
+        return compile_program(program)
+
+    # -- server-side VMM threads -------------------------------------------------------------------------
+
+    def start_thread(self, vcpu_id: int, behaviour: str = "well", *, handle_exits: bool = True) -> None:
+        """Start a VMM thread that loops KVM_RUN. EBUSY if one is running; EINVAL for an unknown behaviour."""
+        if behaviour not in ("well", "careless"):
+            raise KvmError(errno.EINVAL, "start", f"{behaviour!r} is none of well, careless", field="behaviour")
+        vcpu = self.vcpu(vcpu_id)
+        running = self.threads.get(vcpu_id)
+        if running is not None and running.running:
+            raise KvmError(errno.EBUSY, "start", f"vcpu {vcpu_id} has a thread already")
+        self.threads[vcpu_id] = VmmThread(self, vcpu, behaviour, handle_exits=handle_exits)
+
+    async def stop_thread(self, vcpu_id: int) -> None:
+        """Stop the vCPU's VMM thread by a signal and wait for it; nothing happens without one."""
+        self.vcpu(vcpu_id)
+        thread = self.threads.pop(vcpu_id, None)
+        if thread is not None:
+            await thread.stop()
+
+    def _wake_threads(self) -> None:
+        for thread in self.threads.values():
+            thread.wake()
+
+    # -- observers ---------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """The VM's shape; reads state, takes nothing."""
+        return {
+            "id": self.id,
+            "variant": self.variant,
+            "engine": self.engine,
+            "mode": self.mode,
+            "irqchip": self.vm.irqchip,
+            "switches": asdict(self.vm.switches),
+            "kicked": bool(self.vm.variant.holds),
+            "holds": self.vm.variant.holds,
+            "vcpus": [self.describe_vcpu(vcpu_id) for vcpu_id in self.vm.vcpus],
+            "memory_regions": self.regions(),
+            "seq": self.log.seq,
+            "epoch": self.log.epoch,
+        }
+
+    def describe_vcpu(self, vcpu_id: int) -> dict[str, Any]:
+        """A vCPU's shape."""
+        return views.vcpu(self.vcpu(vcpu_id), self.threads.get(vcpu_id))
+
+    def regions(self) -> list[dict[str, Any]]:
+        """The memory slots by number."""
+        return [views.region(slot) for _, slot in sorted(self.vm.memslots.slots.items())]
+
+    def locks(self) -> dict[str, Any]:
+        """Who holds the variant's lock, who waits, in order and since when."""
+        return views.locks(self.vm)
+
+
+def _at(error: KvmError, index: int) -> KvmError:
+    return KvmError(error.errno, error.ioctl, f"operation {index}: {error.detail}; nothing has changed",
+                    field=f"operations.{index}.{error.field}" if error.field else None, operation=index)

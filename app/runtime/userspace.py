@@ -1,0 +1,127 @@
+"""Server-side VMM threads: what a VMM does around KVM_RUN, well-behaved or careless.
+
+``well`` waits, after EINTR, for one resume flag that the machine clears before KICK and sets after RESUME.
+``careless`` calls KVM_RUN again at once, which is what the thread on the list feared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING, Any
+
+from app.core.errors import KvmError
+from app.core.guest import HltExit, InternalErrorExit, IoExit, MmioExit, ShutdownExit, UserExit
+from app.core.vcpu import PageWrites, RunResult, Vcpu
+from app.runtime.tasks import perform, perform_now
+
+if TYPE_CHECKING:
+    from app.runtime.machine import Machine
+
+FLOATING_BUS = 0xFF  # what a read returns where no device answers
+
+
+class VmmThread:
+    """A loop of KVM_RUN on one vCPU, until ``stop`` or an exit that ends the guest."""
+
+    def __init__(self, machine: Machine, vcpu: Vcpu, behaviour: str, *, handle_exits: bool) -> None:
+        self.machine = machine
+        self.vcpu = vcpu
+        self.behaviour = behaviour
+        self.handle_exits = handle_exits
+        self.ended: str | None = None  # why it is not running any more
+        self._spins_before = vcpu.watched.counters.spins
+        self._stopping = False
+        self._woken = asyncio.Event()
+        self._waiting: asyncio.Future[Any] | None = None
+        self.task = asyncio.create_task(self._loop())
+
+    @property
+    def running(self) -> bool:
+        """The thread has not ended."""
+        return not self.task.done()
+
+    @property
+    def spins(self) -> int:
+        """How often KVM_RUN answered EINTR although the guest had not been entered since the last time."""
+        return self.vcpu.watched.counters.spins - self._spins_before
+
+    def wake(self) -> None:
+        """Something happened that ends a HLT."""
+        self._woken.set()
+
+    async def stop(self) -> None:
+        """Signal the thread out of KVM_RUN and wait for its end."""
+        self._stopping = True
+        self._woken.set()
+        perform_now(self.vcpu.send_signal())
+        if self._waiting is not None:
+            self._waiting.cancel()
+        await asyncio.wait({self.task})
+        perform_now(self.vcpu.task.take_signal())
+
+    def kill(self) -> None:
+        """The VM is destroyed."""
+        self._stopping = True
+        self.task.cancel()
+
+    async def _loop(self) -> None:
+        page: PageWrites | None = None
+        try:
+            while not self._stopping:
+                result = await perform(self.vcpu.run_from_userspace(page=page), self.machine.choose)
+                page = await self._handle(result)
+                await asyncio.sleep(0)  # back in user mode: others run
+            self.ended = "stopped"
+        except asyncio.CancelledError:
+            self.ended = "killed"
+        except KvmError as error:
+            self.ended = str(error)
+        except _GuestEnded as end:
+            self.ended = str(end)
+
+    async def _handle(self, result: RunResult) -> PageWrites | None:
+        if result.errno in (errno.EINTR, errno.EAGAIN):
+            if self.behaviour == "well" and not self._stopping:
+                await self._wait(self.machine.proceed)
+            return None
+        if result.errno is not None:
+            raise _GuestEnded(f"KVM_RUN answered {errno.errorcode[result.errno]}")
+        assert result.exit is not None
+        if not self.handle_exits:
+            raise _GuestEnded(result.exit_reason.kernel_name)
+        return await self._answer(result.exit)
+
+    async def _answer(self, exit: UserExit) -> PageWrites | None:
+        if isinstance(exit, IoExit | MmioExit):
+            return PageWrites(reply=bytes([FLOATING_BUS]) * exit.reply_length) if exit.reply_length else None
+        if isinstance(exit, ShutdownExit | InternalErrorExit):
+            raise _GuestEnded(exit.reason.kernel_name)
+        if isinstance(exit, HltExit):
+            self._woken.clear()
+            await self._wait(self._woken)
+        return None
+
+    async def _wait(self, event: asyncio.Event) -> None:
+        """Wait in userspace, until ``stop`` at the latest."""
+        self._waiting = asyncio.ensure_future(event.wait())
+        try:
+            await self._waiting
+        except asyncio.CancelledError:
+            self._waiting.cancel()
+            if not self._stopping:
+                raise
+        finally:
+            self._waiting = None
+
+
+class _GuestEnded(Exception):
+    """The guest cannot go on."""
+
+
+def describe(thread: VmmThread | None) -> dict[str, Any] | None:
+    """The ``thread`` member of a vCPU's shape."""
+    if thread is None:
+        return None
+    return {"behaviour": thread.behaviour, "spins": thread.spins, "handle_exits": thread.handle_exits,
+            "running": thread.running, "ended": thread.ended}
