@@ -21,7 +21,7 @@ SET_MEMORY = "KVM_SET_USER_MEMORY_REGION"
 ADDRESS_SPACES = 1  # KVM_CAP_MULTI_ADDRESS_SPACE is 0 without SMM
 USER_SPACE_END = (1 << 47) - PAGE_SIZE  # where access_ok() ends on x86-64 with four-level paging
 MAX_GFN = 1 << (52 - PAGE_SHIFT)
-ALL_FLAGS = MemFlag.LOG_DIRTY_PAGES | MemFlag.READONLY
+ALL_FLAGS = int(MemFlag.LOG_DIRTY_PAGES | MemFlag.READONLY)  # as int: ~ of a flag enum drops unknown bits
 UPDATE_IN_PROGRESS = 1 << 63
 
 
