@@ -13,7 +13,7 @@ from functools import partial
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from app.core.atomics import Mutex, Shared, Task, atomic
+from app.core.atomics import Killed, Mutex, Shared, Task, atomic
 from app.core.errors import KvmError
 from app.core.memslots import ADDRESS_SPACES, SET_MEMORY, Change, Memslots, Plan, Region, Slot, invalidated, plan
 from app.core.requests import Request, make_all_cpus_request
@@ -125,12 +125,17 @@ class Vm:
     async def kick_all_running_vcpus(self, task: Task) -> bool:
         """KVM_KICK_ALL_RUNNING_VCPUS: returns once no vCPU is in KVM_RUN (if the variant keeps its word).
 
-        True if the call changed something: the first of nested kicks does. Raises EIO on a dead VM. A
-        killed caller leaves every queue; requests that were made stay, until a resume.
+        True if the call changed something: the first of nested kicks does. Raises EIO on a dead VM. If the
+        caller is killed, the kick is taken back.
         """
         await self.check_alive("KVM_KICK_ALL_RUNNING_VCPUS")
         self.trace(Event.KVM_KICK_ALL, None, phase="requested")
-        changed = await self.variant.kick(task)
+        try:
+            changed = await self.variant.kick(task)
+        except Killed:
+            await self.variant.take_back(task)
+            self.trace(Event.KVM_KICK_ALL, None, phase="taken back")
+            raise
         self.trace(Event.KVM_KICK_ALL, None, phase="completed")
         return changed
 

@@ -61,13 +61,17 @@ class EventLog:
 
     def since(self, seq: int, limit: int | None = None) -> tuple[list[Record], int]:
         """Return up to ``limit`` events after ``seq`` and how many between were lost to the ring's size."""
-        if not self.ring or seq >= self.seq:
+        if seq >= self.seq:
             return [], 0
-        oldest = self.ring[0].seq
-        skip = max(0, seq + 1 - oldest)
-        lost = max(0, oldest - seq - 1)
-        stop = None if limit is None else skip + limit
-        return list(islice(self.ring, skip, stop)), lost
+        kept = len(self.ring)
+        have = min(self.seq - seq, kept)
+        lost = self.seq - seq - have
+        if 2 * have > kept:
+            stop = None if limit is None else kept - have + limit
+            return list(islice(self.ring, kept - have, stop)), lost
+        newest = list(islice(reversed(self.ring), have))  # a reader that keeps up does not walk the whole ring
+        newest.reverse()
+        return newest[:limit], lost
 
     def wake_at_next(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` once, when the next event is there."""

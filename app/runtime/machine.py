@@ -134,6 +134,7 @@ class Machine:
         vcpu = await self.call(self.vm.create_vcpu(vcpu_id, self.thread()))
         if steps is not None:
             self._script(vcpu).load_program(steps)
+        self.log.emit(self.id, "kvm_create_vcpu", vcpu_id, {"mp_state": vcpu.arch.mp_state.name})
         return self.describe_vcpu(vcpu_id)
 
     async def create_irqchip(self) -> None:
@@ -186,7 +187,7 @@ class Machine:
             async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
                 changed = await self.call(self.vm.kick_all_running_vcpus(self.thread("kicker")))
         except TimeoutError:
-            raise await self._kick_timed_out(timeout_ms) from None
+            raise self._kick_timed_out(inside, timeout_ms) from None
         except BaseException:
             self._open_gate()
             raise
@@ -199,9 +200,9 @@ class Machine:
             "seq": self.log.seq,
         }
 
-    async def _kick_timed_out(self, timeout_ms: int | None) -> KvmError:
-        still = [vcpu.id for vcpu in self.vm.vcpus.values() if vcpu.watched.state not in (VcpuState.USER, VcpuState.WAITING)]
-        await self.resume()
+    def _kick_timed_out(self, inside: Sequence[Vcpu], timeout_ms: int | None) -> KvmError:
+        self._open_gate()
+        still = [vcpu.id for vcpu in inside if vcpu.watched.state not in (VcpuState.USER, VcpuState.WAITING)]
         return KvmError(errno.ETIMEDOUT, "KVM_KICK_ALL_RUNNING_VCPUS",
                         f"after {timeout_ms} ms vcpus {still} were still in KVM_RUN; the kick was taken back",
                         vcpus=still)

@@ -5,34 +5,20 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import count
 from typing import Any
 
 from app.core.errors import KvmError
-from app.core.uapi import MAX_VCPUS
 from app.core.variants import variant as find_variant
 from app.core.vm import Switches, System
 from app.guests.engines import engine_factory
 from app.runtime.events import EventLog
 from app.runtime.machine import Machine
+from app.settings import Limits
 
 CREATE = "KVM_CREATE_VM"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one server gives away at most. Sizes in bytes, times in milliseconds."""
-
-    vms: int = 64
-    vcpus_per_vm: int = MAX_VCPUS
-    memory_per_vm: int = 4 << 30
-    parked_runs: int = 2_048
-    run_timeout_ms: int = 60_000
-    script_operations: int = 10_000
-    body: int = 16 << 20
-    streams: int = 512
 
 
 class Registry:
@@ -79,6 +65,7 @@ class Registry:
             switches=_switches(switches or {}), seed=seed, memory_limit=self.limits.memory_per_vm,
         )
         self.machines[vm_id] = machine
+        self.log.emit(vm_id, "kvm_create_vm", None, {"variant": variant, "engine": engine, "mode": mode})
         try:
             given = _programs(programs)
             for vcpu_id in range(vcpus):
@@ -94,7 +81,9 @@ class Registry:
         """Destroy one machine. ENODEV if there is none of that name."""
         machine = self.get(vm_id)
         await machine.destroy()
-        self.machines.pop(vm_id, None)
+        if self.machines.get(vm_id) is machine:
+            del self.machines[vm_id]
+            self.log.emit(vm_id, "kvm_destroy_vm", None, {})
 
     async def reset(self) -> None:
         """Destroy everything."""

@@ -9,7 +9,7 @@ import pytest
 from app.core.errors import KvmError
 from app.core.uapi import NR_MEMSLOTS
 
-from .stepper import World
+from tests.stepper import World
 
 PAGE = 4096
 

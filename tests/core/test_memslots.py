@@ -11,7 +11,7 @@ from app.core.memslots import UPDATE_IN_PROGRESS, USER_SPACE_END, Change, Memslo
 from app.core.uapi import NR_MEMSLOTS, MemFlag
 from app.runtime.tasks import perform_now
 
-from .stepper import World
+from tests.stepper import World
 
 PAGE = 4096
 GOOD = {"slot": 1, "flags": 0, "guest_phys_addr": 0x10000, "memory_size": 4 * PAGE, "userspace_addr": 0x7000_0000}

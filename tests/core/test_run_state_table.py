@@ -12,7 +12,7 @@ from app.core.requests import Request
 from app.core.uapi import ExitReason, MpState
 from app.core.vcpu import Cause, PageWrites
 
-from .stepper import Thread, World
+from tests.stepper import Thread, World
 
 IN_GUEST = "VcpuMode.wait_interrupt"
 

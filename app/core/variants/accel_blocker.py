@@ -38,6 +38,9 @@ class AccelBlocker(Variant):
         self.holds = 0
         return await self.ioctls.permit()
 
+    async def take_back(self, task: Task) -> None:
+        await self.resume(task)
+
     async def ioctl_begin(self, task: Task, vcpu: Vcpu | None = None) -> bool:
         """``accel_ioctl_begin``, ``accel_cpu_ioctl_begin``: wait while the count is locked at zero."""
         if vcpu is None:

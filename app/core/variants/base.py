@@ -43,6 +43,9 @@ class Variant:
         """KVM_RESUME_ALL_KICKED_VCPUS; how many requests or holds it cleared."""
         return 0
 
+    async def take_back(self, task: Task) -> None:
+        """Undo a KICK whose caller was killed before it returned; must not block."""
+
     # -- KVM_RUN -----------------------------------------------------------------------------------------
 
     async def run_begin(self, vcpu: Vcpu) -> object | None:

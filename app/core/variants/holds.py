@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.core.atomics import Killed, Shared, atomic, blocked
+from app.core.atomics import Shared, atomic, blocked
 from app.core.requests import Request, make_all_cpus_request
 from app.core.trace import VcpuState
 from app.core.variants.base import Variant
@@ -111,13 +111,12 @@ class Holds(Variant):
     async def kick(self, task: Task) -> bool:
         opened = await self.window.hold(task.process)
         self.holds += 1
-        try:
-            await make_all_cpus_request(await self.vm.online_vcpus(), Request.USERSPACE_KICK)
-            await self.window.drained(task.process)
-        except Killed:
-            await self.resume(task)
-            raise
+        await make_all_cpus_request(await self.vm.online_vcpus(), Request.USERSPACE_KICK)
+        await self.window.drained(task.process)
         return opened
+
+    async def take_back(self, task: Task) -> None:
+        await self.resume(task)
 
     async def resume(self, task: Task) -> int:
         released = await self.window.release(task.process)

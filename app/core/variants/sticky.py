@@ -36,6 +36,10 @@ class Sticky(Variant):
         self.holds = 0
         return await clear_all_cpus_request(await self.vm.online_vcpus(), Request.USERSPACE_KICK)
 
+    async def take_back(self, task: Task) -> None:
+        self.holds = 0
+        await clear_all_cpus_request(await self.vm.online_vcpus(), Request.USERSPACE_KICK)
+
     async def run_begin(self, vcpu: Vcpu) -> object | None:
         return await self.memory_transaction.down_read(vcpu.task, killable=self.vm.switches.killable) or None
 

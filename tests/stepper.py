@@ -77,10 +77,12 @@ class Thread:
             return "done"
         return self.effect.name if isinstance(self.effect, Gate) else "blocked"
 
-    def _advance(self, answer):
+    def _advance(self, answer, *, stop_at_preempt=False):
         try:
             self.effect = self.core.send(answer)
             while isinstance(self.effect, Preempt | Choice):
+                if stop_at_preempt and isinstance(self.effect, Preempt):
+                    return
                 pick = self.choices.pop(0) if isinstance(self.effect, Choice) and self.choices else 0
                 self.effect = self.core.send(pick)
         except StopIteration as stop:
@@ -114,7 +116,11 @@ class Thread:
         raise AssertionError(f"{operation} never came; now at {self.at}")
 
     def kill(self):
-        """Tear the thread down."""
+        """Tear the thread down where a real one can be: at the next point where it blocks or may be preempted."""
+        while not self.done and isinstance(self.effect, Gate):
+            self._advance(None, stop_at_preempt=True)
+        if self.done:
+            return
         try:
             effect = self.core.throw(Killed())
             while isinstance(effect, Gate | Preempt):
@@ -135,10 +141,12 @@ class Thread:
 class World:
     """A VM with RAM at 0..``pages`` pages and script guests, under one variant."""
 
-    def __init__(self, variant="sticky", program=(("spin",),), vcpus=1, *, irqchip=False, pages=16, guest=None, **switches):
+    def __init__(self, variant="sticky", program=(("spin",),), vcpus=1, *, irqchip=False, pages=16, guest=None, system=None,
+                 **switches):
         make = guest or (lambda vcpu: ScriptGuest(vcpu, None, compile_program(list(program))))
         self.vm = Vm(
-            "vm", find_variant(variant), make, irqchip=irqchip, switches=Switches(**switches), share=Announced
+            "vm", find_variant(variant), make, system=system, irqchip=irqchip, switches=Switches(**switches),
+            share=Announced,
         )
         self.vmm = Announced(Task("vmm"))
         for vcpu_id in range(vcpus):

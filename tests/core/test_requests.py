@@ -1,0 +1,118 @@
+"""Request bits, their flags, and who is woken, interrupted or waited for."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.core.requests import Mode, Request, make_all_cpus_request, request_names
+from app.core.uapi import MpState
+from tests.stepper import Thread, World
+
+
+@pytest.mark.parametrize(
+    ("request_", "value"),
+    [
+        (Request.TLB_FLUSH, 0x300),
+        (Request.VM_DEAD, 0x301),
+        (Request.UNBLOCK, 0x002),
+        (Request.OUTSIDE_GUEST_MODE, 0x700),
+        (Request.USERSPACE_KICK, 0x228),
+        (Request.MCLOCK_INPROGRESS, 22 + 0x300),
+        (Request.EVENT, 14),
+        (Request.TRIPLE_FAULT, 10),
+        (Request.MMU_FREE_OBSOLETE_ROOTS, 39 + 0x300),
+    ],
+)
+def test_requests_have_the_kernels_values(request_, value):
+    assert int(request_) == value
+
+
+def test_every_request_fits_in_the_word_and_has_a_bit_of_its_own():
+    bits = [request.nr for request in Request if request is not Request.OUTSIDE_GUEST_MODE]
+    assert len(set(bits)) == len(bits)
+    assert max(bits) < 64
+
+
+def test_names_list_the_set_bits_only():
+    assert request_names(Request.USERSPACE_KICK.bit | Request.EVENT.bit) == ["KVM_REQ_EVENT", "KVM_REQ_USERSPACE_KICK"]
+
+
+def test_a_no_action_request_leaves_no_bit():
+    world = World()
+    world.now(make_all_cpus_request([world.vcpu()], Request.OUTSIDE_GUEST_MODE))
+    assert world.vcpu().requests.bits == 0
+
+
+def test_a_no_wakeup_request_leaves_a_halted_vcpu_asleep():
+    world = World(program=[["hlt"]], irqchip=True)
+    run = world.run_vcpu().run()
+    world.now(make_all_cpus_request([world.vcpu()], Request.TLB_FLUSH))
+    assert run.run().at == "blocked"
+    assert world.vcpu().task.sleeping
+
+
+def test_wait_means_the_ipi_was_taken_not_that_kvm_run_was_left():
+    world = World()
+    run = world.run_vcpu().run()
+    request = Thread(make_all_cpus_request([world.vcpu()], Request.USERSPACE_KICK)).run()
+    assert request.at == "blocked"
+    run.run_to("VcpuMode.leave").step()
+    assert request.run().done
+    assert not run.done
+
+
+def test_a_woken_sleeper_is_not_waited_for_even_with_wait():
+    world = World(program=[["hlt"]], irqchip=True)
+    run = world.run_vcpu().run()
+    assert Thread(make_all_cpus_request([world.vcpu()], Request.USERSPACE_KICK)).run().done
+    assert run.at == "blocked"
+    assert world.vcpu().arch.mp_state is MpState.HALTED
+
+
+def test_a_second_kick_of_an_exiting_vcpu_sends_no_second_ipi_without_wait():
+    world = World()
+    world.run_vcpu().run()
+    world.now(world.vcpu().kick())
+    assert world.vcpu().mode.mode is Mode.EXITING_GUEST_MODE
+    ipis = []
+    world.vcpu().guest.kick = lambda: ipis.append(1)
+    world.now(world.vcpu().kick())
+    assert not ipis
+
+
+def test_an_ipi_outside_guest_mode_is_taken_at_once():
+    world = World()
+    world.now(world.vcpu().mode.send_ipi())
+    assert not world.vcpu().mode.ipi
+
+
+def test_an_interrupt_wakes_a_halted_vcpu_and_makes_it_runnable():
+    world = World(program=[["hlt"], ["spin"]], irqchip=True)
+    run = world.run_vcpu().run()
+    world.now(world.vm.irq_line(4, 1))
+    run.run()
+    assert world.vcpu().arch.mp_state is MpState.RUNNABLE
+    assert world.vcpu().watched.state.value == "guest"
+
+
+def test_an_nmi_wakes_a_halted_vcpu():
+    world = World(program=[["hlt"], ["spin"]], irqchip=True)
+    run = world.run_vcpu().run()
+    world.now(world.vcpu().arch.queue_nmi())
+    world.now(world.vcpu().kick())
+    assert run.run().at == "blocked"
+    assert world.vcpu().watched.state.value == "guest"
+
+
+def test_init_then_sipi_starts_a_parked_ap_after_one_eagain():
+    world = World(vcpus=2, irqchip=True)
+    run = world.run_vcpu(1).run()
+    world.now(world.vcpu(1).arch.queue_init())
+    world.now(world.vcpu(1).kick())
+    assert run.run().result.errno == 11
+    assert world.vcpu(1).arch.mp_state is MpState.INIT_RECEIVED
+    run = world.run_vcpu(1).run()
+    world.now(world.vcpu(1).arch.queue_sipi(0x10))
+    world.now(world.vcpu(1).kick())
+    run.run()
+    assert world.vcpu(1).watched.state.value == "guest"
