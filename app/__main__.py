@@ -1,0 +1,5 @@
+"""``python -m app`` is ``kickstand``."""
+
+from app.cli import main
+
+main()

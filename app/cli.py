@@ -1,0 +1,113 @@
+"""``kickstand``: the server, the demo, replay and explorer, and client commands equal to the API."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.commands import memory, vcpu, vm, watch
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="A KVM you can curl: vCPUs, memory slots, kick and resume, and an explorer that proves or breaks them.")
+app.add_typer(vm.app, name="vm")
+app.add_typer(vcpu.app, name="vcpu")
+app.add_typer(memory.app, name="memory")
+app.command()(watch.events)
+app.command()(watch.trace)
+app.command()(watch.top)
+
+ENGINES = ("script", "x86", "kvm")
+
+
+def main() -> None:
+    """The entry point: 0 done, 1 failed, 2 usage."""
+    app()
+
+
+def _fail(message: str) -> typer.Exit:
+    print(f"kickstand: {message}", file=sys.stderr)
+    return typer.Exit(1)
+
+
+VariantModule = Annotated[Path | None, typer.Option("--variant-module", help="A Python file with a variant of your own.")]
+
+
+def _load_variant(path: Path | None) -> None:
+    if path is None:
+        return
+    from app.core.variants import load_variant_module
+
+    try:
+        load_variant_module(path)
+    except (OSError, ValueError, SyntaxError, ImportError) as error:
+        raise typer.BadParameter(f"{path}: {error}", param_hint="--variant-module") from None
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 takes a free one.")] = 8000,
+    uds: Annotated[Path | None, typer.Option(help="Bind a Unix socket (mode 0600) instead.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Keep state here across restarts.")] = None,
+    ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Keep no state.")] = False,
+    token_file: Annotated[Path | None, typer.Option(help="A file with the bearer token clients must send.")] = None,
+    vcpus: Annotated[int, typer.Option(min=0, help="vCPUs of the VM 'default'.")] = 4,
+    variant: Annotated[str, typer.Option(help="Its variant.")] = "sticky",
+    engine: Annotated[str, typer.Option(help="Its guest engine.")] = "script",
+    default_vm: Annotated[bool, typer.Option("--default-vm/--no-default-vm", help="Create the VM 'default'.")] = True,
+    allow_reset: Annotated[bool, typer.Option("--allow-reset", help="Allow POST /reset.")] = False,
+    allow_host: Annotated[list[str] | None, typer.Option(help="A further Host name to answer to.")] = None,
+    variant_module: VariantModule = None,
+) -> None:
+    """Run the server; prints one URL to click."""
+    _load_variant(variant_module)
+    from app.core.errors import KvmError
+    from app.main import serve as run_server
+    from app.settings import Settings
+
+    try:
+        settings = Settings(
+            host=host, port=port, uds=uds, state=state, ephemeral=ephemeral, token_file=token_file, vcpus=vcpus, variant=variant,
+            engine=engine, default_vm=default_vm, allow_reset=allow_reset, allowed_hosts=tuple(allow_host or ()),
+        )
+        run_server(settings)
+    except (KvmError, OSError, ValueError) as error:
+        raise _fail(str(error)) from None
+
+
+@app.command()
+def demo(
+    engine: Annotated[list[str] | None, typer.Option(help="script, x86 or kvm; may be given more than once.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Merges (and splits) per variant, without and with protection.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Merge memory under running guests, without and with each variant, and print what they saw."""
+    from app import demo as story
+
+    engines = engine or ["script", "x86"]
+    if unknown := set(engines) - set(ENGINES):
+        raise typer.BadParameter(f"{min(unknown)!r} is none of {', '.join(ENGINES)}", param_hint="--engine")
+    rows = story.run(engines, rounds, progress=not as_json and sys.stderr.isatty())
+    if as_json:
+        print(json.dumps({"rows": [row.to_json() for row in rows]}))
+    else:
+        from rich.console import Console
+
+        console = Console(width=None if sys.stdout.isatty() else 140)
+        console.print(story.table(rows))
+        console.print(story.summary(rows), highlight=False)
+    if not all(row.as_expected for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def openapi() -> None:
+    """Print the schema of the API."""
+    from app.main import create_app
+    from app.settings import Settings
+
+    print(json.dumps(create_app(Settings(ephemeral=True)).openapi(), indent=1, sort_keys=True))

@@ -1,0 +1,340 @@
+"""The client: every call of the control plane, sync and async, over httpx.
+
+``Client`` and ``AsyncClient`` have the same methods; those of the second are awaited. Answers are the JSON
+objects of the API. A failure raises ``KickstandError`` with the problem the server sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import httpx
+
+Json = dict[str, Any]
+J = TypeVar("J")
+B = TypeVar("B")
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class KickstandError(Exception):
+    """The server refused: ``errno`` is the symbolic name (``"EEXIST"``), ``problem`` the whole RFC 9457 object."""
+
+    def __init__(self, problem: Json) -> None:
+        self.problem = problem
+        self.status: int = problem.get("status", 0)
+        self.errno: str | None = problem.get("errno")
+        super().__init__(f"{self.errno or self.status}: {problem.get('detail') or problem.get('title')}")
+
+
+def _problem(response: httpx.Response) -> KickstandError:
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        problem = {"status": response.status_code, "title": response.reason_phrase, "detail": response.text[:200]}
+    return KickstandError(problem)
+
+
+def _given(**values: object) -> Json:
+    """The values that were given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+class Calls(Generic[J, B]):
+    """The control plane's calls on one VM; ``J`` and ``B`` are what a JSON and a bytes answer come as."""
+
+    def __init__(self, vm: str) -> None:
+        self.vm = vm
+
+    def _json(self, method: str, path: str, body: object = None, **params: object) -> J:
+        raise NotImplementedError
+
+    def _bytes(self, method: str, path: str, content: bytes | None = None, **params: object) -> B:
+        raise NotImplementedError
+
+    def _vm(self, path: str = "") -> str:
+        return f"/vms/{self.vm}{path}"
+
+    def _vcpu(self, vcpu: int, path: str = "") -> str:
+        return f"/vms/{self.vm}/vcpu/{vcpu}{path}"
+
+    # -- the system --------------------------------------------------------------------------------------
+
+    def kvm(self) -> J:
+        """GET_API_VERSION and CHECK_EXTENSION."""
+        return self._json("GET", "/kvm")
+
+    def vms(self) -> J:
+        """All VMs."""
+        return self._json("GET", "/vms")
+
+    def create_vm(self, **options: object) -> J:
+        """KVM_CREATE_VM with ``id``, ``vcpus``, ``variant``, ``engine``, ``mode``, ``irqchip``, ``switches``, ``programs``."""
+        return self._json("POST", "/vms", options)
+
+    def reset(self) -> J:
+        """Drop everything; the server must allow it."""
+        return self._json("POST", "/reset")
+
+    # -- the VM ------------------------------------------------------------------------------------------
+
+    def state(self) -> J:
+        """The VM's shape."""
+        return self._json("GET", self._vm())
+
+    def delete(self) -> J:
+        """Destroy the VM."""
+        return self._json("DELETE", self._vm())
+
+    def kick(self, timeout_ms: int | None = None) -> J:
+        """KVM_KICK_ALL_RUNNING_VCPUS."""
+        return self._json("POST", self._vm("/kick"), _given(timeout_ms=timeout_ms))
+
+    def resume(self) -> J:
+        """KVM_RESUME_ALL_KICKED_VCPUS."""
+        return self._json("POST", self._vm("/resume"))
+
+    def locks(self) -> J:
+        """Who holds the semaphore and who waits."""
+        return self._json("GET", self._vm("/locks"))
+
+    def create_irqchip(self) -> J:
+        """KVM_CREATE_IRQCHIP."""
+        return self._json("POST", self._vm("/irqchip"))
+
+    def irq_line(self, irq: int, level: int) -> J:
+        """KVM_IRQ_LINE."""
+        return self._json("POST", self._vm("/irq-line"), {"irq": irq, "level": level})
+
+    def signal_msi(self, address: int, data: int) -> J:
+        """KVM_SIGNAL_MSI."""
+        return self._json("POST", self._vm("/msi"), {"address": hex(address), "data": data})
+
+    # -- memory ------------------------------------------------------------------------------------------
+
+    def allocate(self, size: int, name: str | None = None, fill: object = None) -> J:
+        """Allocate host memory: ``{userspace_addr, size}``."""
+        return self._json("POST", self._vm("/host-memory"), _given(size=size, name=name, fill=fill))
+
+    def read_host(self, userspace_addr: int | str, length: int) -> B:
+        """Read host memory."""
+        return self._bytes("GET", self._vm(f"/host-memory/{_address(userspace_addr)}"), length=length)
+
+    def write_host(self, userspace_addr: int | str, data: bytes) -> B:
+        """Write host memory."""
+        return self._bytes("PUT", self._vm(f"/host-memory/{_address(userspace_addr)}"), data)
+
+    def regions(self) -> J:
+        """The memory slots."""
+        return self._json("GET", self._vm("/memory-regions"))
+
+    def set_region(self, slot: int, guest_phys_addr: int, memory_size: int, userspace_addr: int | str, flags: object = 0) -> J:
+        """KVM_SET_USER_MEMORY_REGION."""
+        return self._json("PUT", self._vm(f"/memory-regions/{slot}"),
+                          _region(guest_phys_addr, memory_size, userspace_addr, flags))
+
+    def delete_region(self, slot: int) -> J:
+        """Delete one slot."""
+        return self._json("DELETE", self._vm(f"/memory-regions/{slot}"))
+
+    def memory_transaction(self, operations: Sequence[Json], protect: str | None = None) -> J:
+        """Several slot changes, all or none, protected by ``kick``, ``list`` or ``none``."""
+        return self._json("POST", self._vm("/memory-transaction"), _given(operations=list(operations), protect=protect))
+
+    def dirty_log(self, slot: int) -> J:
+        """KVM_GET_DIRTY_LOG."""
+        return self._json("GET", self._vm(f"/dirty-log/{slot}"))
+
+    # -- vCPUs -------------------------------------------------------------------------------------------
+
+    def create_vcpu(self, vcpu: int) -> J:
+        """KVM_CREATE_VCPU."""
+        return self._json("POST", self._vm("/vcpu"), {"id": vcpu})
+
+    def vcpus(self, state: str | None = None) -> J:
+        """The table of vCPUs."""
+        return self._json("GET", self._vm("/vcpu"), None, **_given(state=state))
+
+    def vcpu(self, vcpu: int) -> J:
+        """One vCPU's shape."""
+        return self._json("GET", self._vcpu(vcpu))
+
+    def run(self, vcpu: int, *, reply: bytes | None = None, immediate_exit: bool | None = None,
+            timeout_ms: int | None = None, nowait: bool | None = None) -> J:
+        """KVM_RUN; answers when the vCPU leaves it."""
+        return self._json("POST", self._vcpu(vcpu, "/run"), _given(
+            reply=None if reply is None else reply.hex(), immediate_exit=immediate_exit, timeout_ms=timeout_ms, nowait=nowait))
+
+    def regs(self, vcpu: int) -> J:
+        """KVM_GET_REGS."""
+        return self._json("GET", self._vcpu(vcpu, "/regs"))
+
+    def set_regs(self, vcpu: int, **registers: int) -> J:
+        """KVM_SET_REGS for the named registers."""
+        return self._json("PUT", self._vcpu(vcpu, "/regs"), {name: hex(value) for name, value in registers.items()})
+
+    def sregs(self, vcpu: int) -> J:
+        """KVM_GET_SREGS."""
+        return self._json("GET", self._vcpu(vcpu, "/sregs"))
+
+    def set_sregs(self, vcpu: int, changes: Mapping[str, object]) -> J:
+        """KVM_SET_SREGS for the named registers."""
+        return self._json("PUT", self._vcpu(vcpu, "/sregs"), dict(changes))
+
+    def mp_state(self, vcpu: int) -> J:
+        """KVM_GET_MP_STATE."""
+        return self._json("GET", self._vcpu(vcpu, "/mp-state"))
+
+    def set_mp_state(self, vcpu: int, mp_state: str) -> J:
+        """KVM_SET_MP_STATE."""
+        return self._json("PUT", self._vcpu(vcpu, "/mp-state"), {"mp_state": mp_state})
+
+    def interrupt(self, vcpu: int, vector: int) -> J:
+        """KVM_INTERRUPT."""
+        return self._json("POST", self._vcpu(vcpu, "/interrupt"), {"vector": vector})
+
+    def nmi(self, vcpu: int) -> J:
+        """KVM_NMI."""
+        return self._json("POST", self._vcpu(vcpu, "/nmi"))
+
+    def signal(self, vcpu: int) -> J:
+        """A signal to the vCPU's thread."""
+        return self._json("POST", self._vcpu(vcpu, "/signal"))
+
+    def set_program(self, vcpu: int, program: Sequence[object]) -> J:
+        """Load a script guest's program."""
+        return self._json("PUT", self._vcpu(vcpu, "/program"), list(program))
+
+    def start(self, vcpu: int, behaviour: str = "well", *, handle_exits: bool = True) -> J:
+        """Start a server-side VMM thread that loops KVM_RUN."""
+        return self._json("POST", self._vcpu(vcpu, "/start"), {"behaviour": behaviour, "handle_exits": handle_exits})
+
+    def stop(self, vcpu: int) -> J:
+        """Stop it."""
+        return self._json("POST", self._vcpu(vcpu, "/stop"))
+
+    # -- scripts and the past ----------------------------------------------------------------------------
+
+    def script(self, operations: Sequence[Json]) -> J:
+        """Perform a list of ioctl-script operations in one request."""
+        return self._json("POST", self._vm("/script"), list(operations))
+
+    def trace(self, format: str = "chrome") -> B:
+        """The recorded past as a file other tools open."""
+        return self._bytes("GET", self._vm("/trace"), format=format)
+
+
+def region(slot: int, guest_phys_addr: int, memory_size: int, userspace_addr: int | str, flags: object = 0) -> Json:
+    """One operation of a memory transaction; size 0 deletes."""
+    return {"slot": slot, **_region(guest_phys_addr, memory_size, userspace_addr, flags)}
+
+
+def _region(guest_phys_addr: int, memory_size: int, userspace_addr: int | str, flags: object) -> Json:
+    return {"flags": flags, "guest_phys_addr": hex(guest_phys_addr), "memory_size": memory_size,
+            "userspace_addr": _address(userspace_addr)}
+
+
+def _address(address: int | str) -> str:
+    return address if isinstance(address, str) else hex(address)
+
+
+def _options(url: str, token: str | None, uds: str | None, timeout: float | None) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return {"base_url": url, "headers": headers, "timeout": httpx.Timeout(timeout, connect=5),
+            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64)}
+
+
+class Client(Calls[Json, bytes]):
+    """The synchronous client. ``timeout`` in seconds bounds each answer; None (the default) waits for KVM_RUN."""
+
+    def __init__(self, url: str = DEFAULT_URL, *, vm: str = "default", token: str | None = None,
+                 uds: str | None = None, timeout: float | None = None) -> None:
+        super().__init__(vm)
+        self.http = httpx.Client(transport=httpx.HTTPTransport(uds=uds) if uds else None, **_options(url, token, uds, timeout))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.http.close()
+
+    def _json(self, method: str, path: str, body: object = None, **params: object) -> Json:
+        response = self.http.request(method, path, json=body, params=params or None)  # type: ignore[arg-type]  # scalars
+        if response.is_error:
+            raise _problem(response)
+        answer: Json = response.json() if response.content else {}
+        return answer
+
+    def _bytes(self, method: str, path: str, content: bytes | None = None, **params: object) -> bytes:
+        response = self.http.request(method, path, content=content, headers=_raw(content), params=params or None)  # type: ignore[arg-type]  # scalars
+        if response.is_error:
+            raise _problem(response)
+        return response.content
+
+    def events(self, after: str | None = None) -> Iterator[Json]:
+        """Yield the VM's events: a snapshot, then everything after it, until the server says ``bye``."""
+        with self.http.stream("GET", self._vm("/events"), **_streaming(after)) as response:
+            if response.is_error:
+                response.read()
+                raise _problem(response)
+            for line in response.iter_lines():
+                if line.strip():
+                    yield json.loads(line)
+
+
+class AsyncClient(Calls[Awaitable[Json], Awaitable[bytes]]):
+    """The asynchronous client; cancelling an awaited ``run`` is a signal to that vCPU's thread."""
+
+    def __init__(self, url: str = DEFAULT_URL, *, vm: str = "default", token: str | None = None,
+                 uds: str | None = None, timeout: float | None = None) -> None:
+        super().__init__(vm)
+        transport = httpx.AsyncHTTPTransport(uds=uds) if uds else None
+        self.http = httpx.AsyncClient(transport=transport, **_options(url, token, uds, timeout))
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.http.aclose()
+
+    async def _json(self, method: str, path: str, body: object = None, **params: object) -> Json:
+        response = await self.http.request(method, path, json=body, params=params or None)  # type: ignore[arg-type]  # scalars
+        if response.is_error:
+            raise _problem(response)
+        answer: Json = response.json() if response.content else {}
+        return answer
+
+    async def _bytes(self, method: str, path: str, content: bytes | None = None, **params: object) -> bytes:
+        response = await self.http.request(method, path, content=content, headers=_raw(content), params=params or None)  # type: ignore[arg-type]  # scalars
+        if response.is_error:
+            raise _problem(response)
+        return response.content
+
+    async def events(self, after: str | None = None) -> AsyncIterator[Json]:
+        """Yield the VM's events, as ``Client.events``."""
+        async with self.http.stream("GET", self._vm("/events"), **_streaming(after)) as response:
+            if response.is_error:
+                await response.aread()
+                raise _problem(response)
+            async for line in response.aiter_lines():
+                if line.strip():
+                    yield json.loads(line)
+
+
+def _raw(content: bytes | None) -> dict[str, str]:
+    return {} if content is None else {"Content-Type": "application/octet-stream"}
+
+
+def _streaming(after: str | None) -> dict[str, Any]:
+    return {"headers": {"Accept": "application/x-ndjson"}, "params": _given(after=after), "timeout": None}

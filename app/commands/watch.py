@@ -1,0 +1,98 @@
+"""``kickstand events``, ``trace`` and ``top``: watch a VM, live or afterwards."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.client import Json
+from app.commands.common import DEFAULT_URL, AsJson, Token, Uds, Url, VmName, connected
+
+GLYPHS = {"user": "·", "waiting": "…", "kernel": "k", "guest": "▶", "exiting": "◀", "halted": "z", "blocked": "■"}
+
+
+def events(
+    after: Annotated[str | None, typer.Option(help="Resume after this id (EPOCH-SEQ).")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after so many.")] = None,
+    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+) -> None:
+    """Print events as they happen."""
+    with connected(url, token, uds, vm) as client:
+        try:
+            for number, event in enumerate(client.events(after), 1):
+                print(json.dumps(event) if as_json else _line(event), flush=True)
+                if number == limit:
+                    return
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
+
+
+def _line(event: Json) -> str:
+    shown = {name: value for name, value in event.items() if name not in ("event", "id", "seq", "vm", "vcpu", "t_ns")}
+    if event.get("event") == "snapshot":
+        shown = {"vcpus": "..."}
+    who = "-" if event.get("vcpu") is None else f"vcpu {event['vcpu']}"
+    return f"{event.get('seq', '-'):>8} {who:>9} {event.get('event', '?'):<20} " + " ".join(f"{k}={v}" for k, v in shown.items())
+
+
+def trace(
+    format: Annotated[str, typer.Option(help="perfetto, chrome, ftrace or script.")] = "chrome",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file; standard output otherwise.")] = None,
+    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None,
+) -> None:
+    """Write the recorded past as a file that other tools open."""
+    with connected(url, token, uds, vm) as client:
+        data = client.trace(format)
+    if output is None:
+        sys.stdout.buffer.write(data)
+    else:
+        output.write_bytes(data)
+
+
+def top(
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 0.5,
+    count: Annotated[int | None, typer.Option(help="Stop after so many looks.")] = None,
+    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+) -> None:
+    """A live table of the VM's vCPUs."""
+    from rich.live import Live
+
+    with connected(url, token, uds, vm) as client:
+        if as_json:
+            print(json.dumps(client.vcpus()))
+            return
+        try:
+            with Live(vcpu_table(client.vcpus()["vcpus"]), auto_refresh=False) as live:
+                looks = 1
+                while looks != count:
+                    time.sleep(interval)
+                    live.update(vcpu_table(client.vcpus()["vcpus"]), refresh=True)
+                    looks += 1
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
+
+
+def vcpu_table(vcpus: Sequence[Json]) -> Any:
+    """vCPUs as a table; the state is a glyph and a word, never a colour alone."""
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("vcpu", "state", "mp_state", "exit reason", "thread", "requests"):
+        table.add_column(heading)
+    for heading in ("runs", "exits", "EINTR", "spins"):
+        table.add_column(heading, justify="right")
+    for vcpu in vcpus:
+        thread, counters = vcpu["thread"], vcpu["counters"]
+        table.add_row(
+            str(vcpu["id"]), f"{GLYPHS.get(vcpu['state'], '?')} {vcpu['state']}", vcpu["mp_state"],
+            vcpu["exit_reason"].removeprefix("KVM_EXIT_"), thread["behaviour"] if thread else "-",
+            " ".join(name.removeprefix("KVM_REQ_") for name in vcpu["requests"]) or "-",
+            *(str(counters[name]) for name in ("runs", "exits", "eintr", "spins")),
+        )
+    return table
