@@ -13,20 +13,20 @@ from app.core.atomics import Shared, Task, atomic, blocked
 class IoctlCounts(Shared):
     """How many ioctls are under way per owner (a vCPU's thread, or the VM), and who inhibits new ones."""
 
-    __slots__ = ("counts", "passes", "inhibitor")
+    __slots__ = ("counts", "awaited", "inhibitor")
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: dict[str, int] = {}
-        self.passes: dict[str, int] = {}  # modulo 4: how often an owner has left
+        self.awaited: frozenset[str] = frozenset()  # owners inside whose next ``end`` somebody waits for
         self.inhibitor: str | None = None
 
     def state(self) -> tuple[Any, ...]:
-        return tuple(sorted(self.counts.items())), tuple(sorted(self.passes.items())), self.inhibitor
+        return tuple(sorted(self.counts.items())), self.awaited, self.inhibitor
 
     def load(self, state: tuple[Any, ...]) -> None:
-        counts, passes, self.inhibitor = state
-        self.counts, self.passes = dict(counts), dict(passes)
+        counts, self.awaited, self.inhibitor = state
+        self.counts = dict(counts)
 
     @atomic
     async def begin(self, owner: str) -> bool:
@@ -66,7 +66,7 @@ class IoctlCounts(Shared):
             self.counts[owner] = left
         else:
             del self.counts[owner]
-        self.passes[owner] = (self.passes.get(owner, 0) + 1) % 4
+        self.awaited -= {owner}
         self.changed()
 
     @atomic
@@ -75,14 +75,15 @@ class IoctlCounts(Shared):
         return owner in self.counts
 
     @atomic
-    async def pass_of(self, owner: str) -> int | None:
-        """What ``wait_left`` needs to know; None if ``owner`` is not inside."""
-        return self.passes.get(owner, 0) if owner in self.counts else None
+    async def await_end(self, owner: str) -> None:
+        """From now on ``wait_left`` waits for the ioctl that ``owner`` is in, if it is in one."""
+        if owner in self.counts:
+            self.awaited |= {owner}
 
     @atomic
-    async def wait_left(self, owner: str, seen: int | None) -> None:
-        """Wait until ``owner`` has left the ioctl it was in when ``pass_of`` was asked."""
-        while seen is not None and owner in self.counts and self.passes.get(owner, 0) == seen:
+    async def wait_left(self, owner: str) -> None:
+        """Wait until ``owner`` has left the ioctl it was in at ``await_end``; a later one is not waited for."""
+        while owner in self.awaited:
             await blocked(self)
 
     @atomic

@@ -50,5 +50,7 @@ def engine_factory(engine: str, mode: str) -> EngineFactory:
     if engine == "script":
         return EngineFactory(ScriptGuest, ScriptGuest.CACHES_TRANSLATIONS)
     from app.guests.x86.guest import X86Guest  # noqa: PLC0415  unicorn is loaded only when it is used
+    from app.guests.x86.turns import Turns  # noqa: PLC0415
 
-    return EngineFactory(lambda vcpu, memory: X86Guest(vcpu, memory, mode), mode == "fast")
+    turns = Turns()  # of this VM's guest thread
+    return EngineFactory(lambda vcpu, memory: X86Guest(vcpu, memory, mode, turns), mode == "fast")

@@ -177,6 +177,7 @@ class ScriptGuest:
         self.memory = memory  # None in the explorer, where no step depends on the contents of memory
         self.position: Position = vcpu.vm.share(Position())
         self.program = tuple(program)
+        self.budget = SLICE  # steps until others may run; no local, so that it is no part of the explored state
         self.stored = dict.fromkeys(REGISTERS, 0) | {"rflags": 2}
         self.special: dict[str, object] = {}
 
@@ -187,7 +188,6 @@ class ScriptGuest:
 
     async def enter(self, vcpu: Vcpu) -> Exit:
         """Run steps until one of them leaves, or an IPI comes."""
-        budget = SLICE
         while True:
             if await vcpu.mode.interrupted():
                 return InterruptedExit()
@@ -196,9 +196,9 @@ class ScriptGuest:
             exit = await self.perform(vcpu, step, at)
             if exit is not None:
                 return exit
-            budget -= max(1, step.address if step.name == "compute" else 1)
-            if budget <= 0:
-                budget = SLICE
+            self.budget -= max(1, step.address if step.name == "compute" else 1)
+            if self.budget <= 0:
+                self.budget = SLICE
                 await preempt()
 
     async def perform(self, vcpu: Vcpu, step: Step, at: int) -> Exit | None:

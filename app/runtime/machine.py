@@ -19,7 +19,7 @@ from app.core.atomics import Effect, Task
 from app.core.errors import KvmError
 from app.core.memslots import Region
 from app.core.trace import Event, VcpuState
-from app.core.uapi import MpState
+from app.core.uapi import Fd, MpState, ioctl_by_request, unknown_errno
 from app.core.variants import variant as find_variant
 from app.core.vcpu import Vcpu
 from app.core.vm import Switches, System, Vm
@@ -28,6 +28,7 @@ from app.guests.host_memory import HostMemory
 from app.guests.script import ScriptGuest, compile_program
 from app.runtime import views
 from app.runtime.events import EventLog
+from app.runtime.history import History, RecordedMemory, keeps_history
 from app.runtime.runs import Run
 from app.runtime.tasks import perform, perform_now
 from app.runtime.userspace import VmmThread
@@ -36,6 +37,12 @@ T = TypeVar("T")
 DEFAULT_RUN_MS = 30_000
 
 
+@keeps_history(
+    "create_vcpu", "create_irqchip", "irq_line", "signal_msi", "kick", "resume", "set_user_memory_region",
+    "memory_transaction", "get_dirty_log", "clear_dirty_log", "start_run", "get_regs", "set_regs", "get_sregs",
+    "set_sregs", "get_mp_state", "set_mp_state", "interrupt", "nmi", "signal", "set_cpuid_supported", "set_run_flag",
+    "set_program", "start_thread", "stop_thread",
+)  # fmt: skip
 class Machine:
     """A VM and its VMM's half. ``log`` receives its events; ``seed`` decides its choices."""
 
@@ -59,7 +66,8 @@ class Machine:
         self.mode = mode
         self.seed = seed
         self.log = log
-        self.memory = HostMemory(memory_limit)
+        self.history = History()
+        self.memory: HostMemory = RecordedMemory(memory_limit, self.history)
         self.threads: dict[int, VmmThread] = {}
         self.runs: set[Run] = set()
         self.kick_id = 0
@@ -265,6 +273,9 @@ class Machine:
                 if error.errno != errno.EIO:
                     await self.call(self.vm.restore_slots(before, self.thread()))
                 raise _at(error, index) from error
+            except asyncio.CancelledError:
+                await self.call(self.vm.restore_slots(before, self.thread()))
+                raise
             await asyncio.sleep(0)  # back in user mode: others run
 
     async def _apply_list(self, regions: Sequence[Region]) -> None:
@@ -339,9 +350,11 @@ class Machine:
         """KVM_GET_MP_STATE, without waiting for KVM_RUN to end."""
         return self.vcpu(vcpu_id).arch.mp_state
 
-    async def set_mp_state(self, vcpu_id: int, mp_state: MpState) -> None:
-        """KVM_SET_MP_STATE; waits for KVM_RUN to end."""
-        await self.call(self.vcpu(vcpu_id).set_mp_state(mp_state, self.thread().tid))
+    async def set_mp_state(self, vcpu_id: int, mp_state: int) -> None:
+        """KVM_SET_MP_STATE; waits for KVM_RUN to end. EINVAL for a number that is no state."""
+        if mp_state not in MpState.__members__.values():
+            raise KvmError(errno.EINVAL, "KVM_SET_MP_STATE", f"{mp_state} is no state", field="mp_state")
+        await self.call(self.vcpu(vcpu_id).set_mp_state(MpState(mp_state), self.thread().tid))
 
     async def interrupt(self, vcpu_id: int, vector: int) -> None:
         """KVM_INTERRUPT; waits for KVM_RUN to end."""
@@ -352,6 +365,22 @@ class Machine:
         """KVM_NMI; waits for KVM_RUN to end."""
         await self.call(self.vcpu(vcpu_id).inject_nmi(self.thread().tid))
         self._wake_threads()
+
+    async def set_cpuid_supported(self, vcpu_id: int) -> None:
+        """KVM_SET_CPUID2 with what KVM_GET_SUPPORTED_CPUID lists; an emulated CPU has one table only."""
+        self.vcpu(vcpu_id)
+
+    async def raw_ioctl(self, fd: Fd, request: int, vcpu_id: int | None = None) -> int:
+        """An ioctl with argument 0, on a descriptor that does not know it: what such a descriptor answers.
+
+        EOPNOTSUPP: the descriptor knows it; it has a method of its own here.
+        """
+        if vcpu_id is not None:
+            self.vcpu(vcpu_id)
+        known = ioctl_by_request(fd, request)
+        if known is not None:
+            raise KvmError(errno.EOPNOTSUPP, known.name, "it is not issued raw on its own descriptor", field="request")
+        raise KvmError(unknown_errno(fd), hex(request), f"a {fd.value} descriptor does not know it", field="request")
 
     def signal(self, vcpu_id: int) -> None:
         """Send a signal to the vCPU's thread; without a KVM_RUN it stays pending for the next."""

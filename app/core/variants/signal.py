@@ -21,14 +21,13 @@ class SignalVariant(Variant):
         self.inside: IoctlCounts = vm.share(IoctlCounts())
 
     async def kick(self, task: Task) -> bool:
-        passes: tuple[tuple[Vcpu, int | None], ...] = ()
-        for vcpu in await self.vm.online_vcpus():
-            seen = await self.inside.pass_of(vcpu.tid)
+        vcpus = await self.vm.online_vcpus()
+        for vcpu in vcpus:
+            await self.inside.await_end(vcpu.tid)
             await vcpu.run_page.set_immediate_exit(True)
             await vcpu.send_signal()
-            passes += ((vcpu, seen),)
-        for vcpu, seen in passes:
-            await self.inside.wait_left(vcpu.tid, seen)
+        for vcpu in vcpus:
+            await self.inside.wait_left(vcpu.tid)
         return True
 
     async def ioctl_begin(self, task: Task, vcpu: Vcpu | None = None) -> bool:

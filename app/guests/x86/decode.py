@@ -15,10 +15,10 @@ _REPEATS = (0xF2, 0xF3)
 _PORT_IMMEDIATE = range(0xE4, 0xE8)
 _PORT_DX = range(0xEC, 0xF0)
 _STRING = range(0x6C, 0x70)
-_NO_OPERAND = (HLT, IRET)
 _OUT = 2
 _TWO_BYTE = 0x0F
 _REX = range(0x40, 0x50)
+_OURS = frozenset((*_PORT_IMMEDIATE, *_PORT_DX, *_STRING, HLT, IRET, SYSCALL, SYSENTER))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +79,18 @@ def _address_bits(bits: int, override: bool) -> int:
 def _finish(
     code: bytes, at: int, operand_bits: int, address_bits: int, segment: int, repeat: bool
 ) -> Instruction | None:
-    opcode = code[at] if at < len(code) else None
-    if opcode is None or opcode == _LOCK:
+    opcode = code[at] if at < len(code) else _LOCK
+    at += 1
+    port = None
+    if opcode == _TWO_BYTE or opcode in _PORT_IMMEDIATE:
+        if at == len(code):
+            return None
+        if opcode == _TWO_BYTE:
+            opcode = _TWO_BYTE << 8 | code[at]
+        else:
+            port = code[at]
+        at += 1
+    if opcode not in _OURS:
         return None
     size = operand_bits // 8 if opcode & 1 else 1
-    if opcode in _PORT_IMMEDIATE:
-        port = code[at + 1] if at + 1 < len(code) else None
-        return None if port is None else Instruction(opcode, at + 2, size, address_bits, port=port)
-    if opcode in _PORT_DX:
-        return Instruction(opcode, at + 1, size, address_bits)
-    if opcode in _STRING:
-        return Instruction(opcode, at + 1, size, address_bits, segment, repeat)
-    if opcode in _NO_OPERAND:
-        return Instruction(opcode, at + 1, 0, address_bits)
-    if opcode == _TWO_BYTE and at + 1 < len(code) and _TWO_BYTE << 8 | code[at + 1] in (SYSCALL, SYSENTER):
-        return Instruction(_TWO_BYTE << 8 | code[at + 1], at + 2, 0, address_bits)
-    return None
+    return Instruction(opcode, at, size, address_bits, segment, repeat, port)

@@ -9,16 +9,20 @@ is translated, not when it runs), which is how port I/O and HLT are exact at ful
 from __future__ import annotations
 
 import ctypes
-from array import array
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
 
-import unicorn
 from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 
 from app.guests.x86.registers import GPR_NAMES, STATE_SIZE, CpuState
+
+if TYPE_CHECKING:
+    from array import array
+
+_unicorn: Any = import_module("unicorn")  # what it exports has no usable types
 
 FILL_READ, FILL_WRITE, FILL_FETCH = uc_const.UC_MEM_READ, uc_const.UC_MEM_WRITE, uc_const.UC_MEM_FETCH
 CAN_READ, CAN_WRITE, CAN_EXECUTE = uc_const.UC_PROT_READ, uc_const.UC_PROT_WRITE, uc_const.UC_PROT_EXEC
@@ -38,6 +42,11 @@ class Stop(Enum):
     ACCESS = auto()  # a TLB fill was refused: the instruction has had no effect
 
 
+class _TlbEntry(Protocol):
+    paddr: int
+    perms: int
+
+
 def _no_fill(_page: int, _access: int) -> tuple[int, int] | None:
     return None
 
@@ -46,8 +55,8 @@ class Engine:
     """One Unicorn instance and the state it works on. Calls come from one thread, except ``stop``."""
 
     def __init__(self) -> None:
-        self._uc: Any = unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
-        self._context: Any = self._uc.context_save()
+        self._uc = _unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
+        self._context = self._uc.context_save()
         if self._context.size != _CONTEXT_HEADER + STATE_SIZE:
             raise RuntimeError("this Unicorn keeps its CPU state in a form that is not known here")
         address = ctypes.cast(self._context.context, ctypes.c_void_p).value or 0
@@ -82,31 +91,35 @@ class Engine:
 
     def run(self, count: int) -> Stop:
         """Run from ``state`` for at most ``count`` instructions (0: no limit) and take the state back."""
-        self.vector = None
-        self.state.old_exception = -1  # else a second exception would count as a double fault
-        self._uc.context_restore(self._context)
+        self._prepare()
         stop = Stop.RETURNED
         try:
             self._uc.emu_start(self.state.rip, 0, 0, count)
-        except unicorn.UcError as error:
+        except _unicorn.UcError as error:
             stop = Stop.INVALID if error.errno == uc_const.UC_ERR_INSN_INVALID else Stop.ACCESS
         self._uc.context_update(self._context)
         return Stop.EXCEPTION if self.vector is not None else stop
+
+    def _prepare(self) -> None:
+        self.vector = None
+        self.state.old_exception = -1  # else a second exception would count as a double fault
+        self._uc.context_restore(self._context)
 
     def peek(self) -> None:
         """Bring ``state`` up to date from inside a TLB fill; RIP and arithmetic flags may lag."""
         self._uc.context_update(self._context)
 
-    def settle_flags(self) -> None:
-        """Put the arithmetic flags to rest, so that ``state.flags`` can be read."""
-        if not self.state.flags_at_rest:
-            self.state.flags = self._context.reg_read(x86_const.UC_X86_REG_RFLAGS)
+    def read_msr(self, index: int) -> int:
+        """Read a model-specific register of ``state``."""
+        self._uc.context_restore(self._context)
+        value: int = self._uc.msr_read(index)
+        return value
 
     def stop(self) -> None:
         """End ``run`` soon; any thread. Lost if ``run`` has not begun."""
         self._uc.emu_stop()
 
-    def _fill(self, _uc: object, page: int, access: int, entry: Any, _data: object) -> bool:
+    def _fill(self, _uc: object, page: int, access: int, entry: _TlbEntry, _data: object) -> bool:
         answer = self.on_fill(page, access)
         if answer is None:
             return False
@@ -130,16 +143,23 @@ class Engine:
     def map(self, intervals: Iterable[tuple[int, int]]) -> None:
         """Let exactly these (start, end) stretches of host memory be used."""
         wanted = set(intervals)
-        for start, end in self._mapped - wanted:
-            self._uc.mem_unmap(start, end - start)
+        if self._mapped - wanted:
+            # Unmapping looks the pages up like a fetch at their address; a refused fetch there would leave the
+            # engine with an error that ends the next run.
+            fill, self.on_fill = self.on_fill, lambda page, _access: (page, CAN_EXECUTE)
+            self.flush_tlb()
+            for start, end in self._mapped - wanted:
+                self._uc.mem_unmap(start, end - start)
+            self.on_fill = fill
+            self.flush_tlb()
         for start, end in wanted - self._mapped:
             self._uc.mem_map_ptr(start, end - start, uc_const.UC_PROT_ALL, start)
         self._mapped = wanted
 
-    def set_stops(self, addresses: array[int]) -> None:
+    def set_stops(self, addresses: array[int] | None) -> None:
         """Stop before the instructions at these linear addresses. Only code translated later obeys."""
-        count = len(addresses)
-        items = (ctypes.c_uint64 * count).from_buffer(addresses) if count else (ctypes.c_uint64 * 1)()
+        count = len(addresses) if addresses else 0
+        items = (ctypes.c_uint64 * count).from_buffer(addresses) if addresses else (ctypes.c_uint64 * 1)()
         pointer = ctypes.cast(items, ctypes.c_void_p)
         self._uc.ctl(uc_const.UC_CTL_UC_EXITS, uc_const.UC_CTL_IO_WRITE, pointer, ctypes.c_size_t(count))
 
@@ -162,10 +182,10 @@ class Engine:
     def recycle(self) -> None:
         """Drop everything that belongs to one guest."""
         self.on_fill = _no_fill
-        self.set_stops(array("Q"))
+        self.set_stops(None)
+        self.map(())
         self.flush_code()
         self.flush_tlb()
-        self.map(())
         ctypes.memmove(ctypes.addressof(self.state), self.reset_bytes, STATE_SIZE)
 
 

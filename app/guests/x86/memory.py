@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from app.core.guest import FaultExit, RetryExit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 PAGE = 4096
 PAGE_MASK = ~(PAGE - 1)
@@ -74,18 +76,20 @@ class PhysicalMemory:
         self._starts: list[int] = []
         self.segments: list[Segment] = []
         self.logging = False
+        self.version = 0
+        """Counts the changes that ``refresh`` took over."""
         self.on_write: Callable[[int], None] = lambda _host: None
         """Called with the host address of every page written from here rather than by the engine."""
 
-    def refresh(self) -> bool:
-        """Take over changed segments; true if anything changed."""
+    def refresh(self) -> None:
+        """Take over changed segments."""
         if self._memory.generation == self._generation:
-            return False
+            return
         self._generation = self._memory.generation
+        self.version += 1
         self.segments = sorted(self._memory.segments(), key=lambda segment: segment.gpa)
         self._starts = [segment.gpa for segment in self.segments]
         self.logging = any(segment.log_dirty for segment in self.segments)
-        return True
 
     def find(self, gpa: int) -> Segment | None:
         """Return the segment that holds this address."""

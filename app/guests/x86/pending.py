@@ -13,10 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class PendingPort:
-    """Port I/O: RIP is still at the instruction and moves on completion if userspace left it there.
-
-    ``done`` marks OUTS, whose registers were written before the exit.
-    """
+    """Port I/O. IN and OUT move RIP on completion; OUTS has written its registers before the exit."""
 
     rip: int
     length: int
@@ -40,7 +37,6 @@ class PendingRead:
     reads: list[bytes]
     data: bytearray
     missing: list[Fragment]
-    done: int = 0
 
 
 @dataclass(slots=True)
@@ -68,7 +64,6 @@ def dump_pending(pending: Pending | None) -> dict[str, Any] | None:
         "reads": [data.hex() for data in pending.reads],
         "data": pending.data.hex(),
         "missing": [[part.gpa, part.offset, part.length] for part in pending.missing],
-        "done": pending.done,
     }
 
 
@@ -87,5 +82,4 @@ def load_pending(values: Mapping[str, Any] | None) -> Pending | None:
         reads=[bytes.fromhex(data) for data in fields["reads"]],
         data=bytearray.fromhex(fields["data"]),
         missing=[Fragment(*part) for part in fields["missing"]],
-        done=fields["done"],
     )

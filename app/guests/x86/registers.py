@@ -22,8 +22,7 @@ EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1 << 0, 1 << 8, 1 << 10, 1 << 11
 FLAG_TF, FLAG_IF, FLAG_DF, FLAG_IOPL, FLAG_NT = 1 << 8, 1 << 9, 1 << 10, 3 << 12, 1 << 14
 FLAG_RF, FLAG_VM, FLAG_AC = 1 << 16, 1 << 17, 1 << 18
 
-_ARITHMETIC = 0x8D5  # CF PF AF ZF SF OF: kept apart from the other flags while translated code runs
-_CC_OP_EFLAGS = 1  # "the arithmetic flags are in cc_src"
+_ALWAYS_ONE = 2
 _SHADOW = 1 << 3
 _CPL = 3
 _CS32, _SS32, _ADDSEG, _PE, _LMA, _CS64 = 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 14, 1 << 15
@@ -73,9 +72,6 @@ class CpuLayout(ctypes.Structure):
     gpr: ctypes.Array[ctypes.c_uint64]
     rip: int
     eflags: int
-    cc_src: int
-    cc_op: int
-    df: int
     hflags: int
     hflags2: int
     segment: ctypes.Array[SegmentCache]
@@ -102,21 +98,17 @@ class CpuState(CpuLayout):
 
     @property
     def flags(self) -> int:
-        """RFLAGS; the state must be at rest (``Engine`` leaves it so)."""
-        direction = FLAG_DF if self.df < 0 else 0
-        return self.eflags & ~(_ARITHMETIC | FLAG_DF) | self.cc_src & _ARITHMETIC | direction | 2
+        """RFLAGS. While translated code runs, the arithmetic flags are elsewhere and this is not up to date."""
+        return self.eflags | _ALWAYS_ONE
 
     @flags.setter
     def flags(self, value: int) -> None:
-        self.cc_src = value & _ARITHMETIC
-        self.cc_op = _CC_OP_EFLAGS
-        self.df = -1 if value & FLAG_DF else 1
-        self.eflags = value & ~(_ARITHMETIC | FLAG_DF) | 2
+        self.eflags = value | _ALWAYS_ONE
 
     @property
-    def flags_at_rest(self) -> bool:
-        """True if the arithmetic flags need no computation."""
-        return self.cc_op == _CC_OP_EFLAGS
+    def backwards(self) -> bool:
+        """RFLAGS.DF: strings go down."""
+        return bool(self.eflags & FLAG_DF)
 
     @property
     def cpl(self) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ES, CS, SS, DS, FS, GS = range(6)
 SEGMENT_NAMES = ("es", "cs", "ss", "ds", "fs", "gs")

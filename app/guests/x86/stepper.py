@@ -20,7 +20,6 @@ from app.guests.x86.engine import (
     CAN_WRITE,
     FILL_FETCH,
     FILL_READ,
-    FILL_WRITE,
     Engine,
     Stop,
 )
@@ -98,7 +97,6 @@ class Stepper:
             return step
 
     def _commit(self, state: CpuState, pointers: bytes, stop: Stop) -> None:
-        self._engine.settle_flags()
         ctypes.memmove(ctypes.addressof(state), ctypes.addressof(self._engine.state), STATE_SIZE)
         ctypes.memmove(ctypes.addressof(state.breakpoints), pointers, len(pointers))
         self._step.vector = self._engine.vector
@@ -140,13 +138,8 @@ class Stepper:
     def _fill(self, page: int, access: int) -> tuple[int, int] | None:
         if access == FILL_FETCH:
             return self._fill_code(page)
-        try:
-            self._translate(page, WRITE if access == FILL_WRITE else READ)
-        except (GuestFaultError, AccessStoppedError) as reason:
-            self._interrupt(reason)
-            return None
-        can = CAN_READ | CAN_WRITE if access == FILL_WRITE else CAN_READ
-        return self._data + self._slot(page) * PAGE, can
+        # Always granted: only the hook knows the exact address, which a fault must report.
+        return self._data + self._slot(page) * PAGE, CAN_READ | CAN_WRITE
 
     def _fill_code(self, page: int) -> tuple[int, int] | None:
         first = self._linear & PAGE_MASK
@@ -169,36 +162,38 @@ class Stepper:
             self._virtual.append(page)
         return self._slots[page]
 
-    def _translate(self, page: int, access: int) -> int:
-        user = self._user and not self._is_descriptor_access(page)
-        gpa = self._memory.gpa(page, access, user=user)
-        self._pages[page] = gpa
-        return gpa
+    def _translate(self, virtual: int, size: int, access: int) -> None:
+        """Find the guest-physical pages; raises what keeps the access from being done or emulated."""
+        for piece, _, _ in page_pieces(virtual, size):
+            user = self._user and not self._is_descriptor_access(piece)
+            gpa = self._memory.gpa(piece, access, user=user)
+            self._memory.check(gpa, access)  # now: nothing may fail once the instruction is done
+            self._pages[piece & PAGE_MASK] = gpa & PAGE_MASK
 
-    def _is_descriptor_access(self, page: int) -> bool:
+    def _is_descriptor_access(self, address: int) -> bool:
         """Loads of segments read the descriptor tables with supervisor rights, also in ring 3."""
         if self._opcode not in _SEGMENT_LOADS:
             return False
         tables = (self._state.gdt, self._state.ldt, self._state.tr)
-        return any(page + PAGE > table.base and page <= table.base + table.limit for table in tables)
+        return any(table.base <= address <= table.base + table.limit for table in tables)
 
     def _access(self, access: int, address: int, size: int, value: int) -> None:
         if self._step.interruption is not None:
             return
         slot, offset = divmod(address - self._data, PAGE)
         virtual = self._virtual[slot] + offset
-        if access == FILL_READ:
-            self._supply(virtual, size)
-        else:
-            self._writes.append((virtual, (value & (1 << 8 * size) - 1).to_bytes(size, "little")))
+        try:
+            if access == FILL_READ:
+                self._supply(virtual, size)
+            else:
+                self._translate(virtual, size, WRITE)
+                self._writes.append((virtual, (value & (1 << 8 * size) - 1).to_bytes(size, "little")))
+        except (GuestFaultError, AccessStoppedError) as reason:
+            self._interrupt(reason)
 
     def _supply(self, virtual: int, size: int) -> None:
         """Put what the coming read shall see on the scratch pages."""
-        try:
-            data = self._read(virtual, size)
-        except (GuestFaultError, AccessStoppedError) as reason:
-            self._interrupt(reason)
-            return
+        data = self._read(virtual, size)
         if data is None:
             return
         for piece, offset, length in page_pieces(virtual, size):
@@ -209,8 +204,7 @@ class Stepper:
         if self._answered < len(self._step.reads):
             data = self._step.reads[self._answered]
         else:
-            for piece, _, _ in page_pieces(virtual, size):
-                self._translate(piece & PAGE_MASK, READ)
+            self._translate(virtual, size, READ)
             parts, missing = self._memory.read_at(self._pages, virtual, size)
             if missing:
                 self._interrupt(NeedRead(parts, missing))

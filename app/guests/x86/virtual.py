@@ -37,6 +37,10 @@ class VirtualMemory:
             address &= 0xFFFFFFFF
         return self._mmu.translate(address, access, user=user).gpa | address & (PAGE - 1)
 
+    def check(self, gpa: int, access: int) -> None:
+        """Raise ``AccessStoppedError`` if the access can be neither done nor emulated."""
+        self._memory.resolve(gpa, write=access == WRITE)
+
     def read_parts(self, address: int, length: int, *, user: bool) -> tuple[bytearray, list[Fragment]]:
         """Read what is in memory; the fragments are still missing."""
         pages = {

@@ -1,0 +1,117 @@
+"""Interrupts and exceptions: through the vector table in real mode, through gates otherwise.
+
+The translator reports exceptions instead of delivering them, so it is done here, with the rules for faults on the
+way: two in a row make a double fault, a third one shuts the CPU down (``kvm_multiple_exception``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from app.core.guest import Exit, InternalErrorExit, ShutdownExit
+from app.core.uapi import InternalError
+from app.guests.x86.faults import CONTRIBUTORY, DF, GP, PF, WITH_ERROR_CODE, DeviceAccessError, GuestFaultError
+from app.guests.x86.gates import enter_gate
+from app.guests.x86.memory import AccessStoppedError
+from app.guests.x86.registers import CR0_PE, FLAG_AC, FLAG_IF, FLAG_RF, FLAG_TF, RSP
+from app.guests.x86.segments import CS, SS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from app.guests.x86.registers import CpuState
+    from app.guests.x86.virtual import VirtualMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to deliver. ``software``: INT n; ``exception``: takes part in double faults."""
+
+    vector: int
+    error: int | None = None
+    software: bool = False
+    exception: bool = False
+    return_rip: int | None = None
+    address: int | None = None
+
+    @classmethod
+    def from_fault(cls, fault: GuestFaultError) -> Event:
+        """The exception a fault stands for."""
+        error = fault.error if fault.vector in WITH_ERROR_CODE else None
+        return cls(fault.vector, error, exception=True, address=fault.address)
+
+    def to_json(self) -> dict[str, Any]:
+        """Make plain data of it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any] | None) -> Event | None:
+        """Undo ``to_json``."""
+        return None if values is None else cls(**values)
+
+
+def combine(first: Event, second: Event) -> Event | None:
+    """What a fault during the delivery of ``first`` becomes; None: triple fault."""
+    if first.vector == DF and first.exception:
+        return None
+    if not first.exception:
+        return second
+    severe = second.vector in CONTRIBUTORY or (second.vector == PF and first.vector == PF)
+    if severe and first.vector in CONTRIBUTORY | {PF}:
+        return Event(DF, 0, exception=True)
+    return second
+
+
+class Delivery:
+    """Delivers events to one CPU."""
+
+    def __init__(self, state: CpuState, memory: VirtualMemory) -> None:
+        self._state = state
+        self._memory = memory
+
+    def deliver(self, event: Event) -> Exit | None:
+        """Make the CPU continue in the handler; an exit if that is not possible.
+
+        The state is unchanged if a Fault or Retry exit comes back: deliver again later.
+        """
+        current: Event | None = event
+        while current is not None:
+            if current.address is not None:
+                self._state.cr[2] = current.address
+            try:
+                self._enter(current)
+            except GuestFaultError as fault:
+                current = combine(current, Event.from_fault(fault))
+            except DeviceAccessError as error:
+                return InternalErrorExit(InternalError.DELIVERY_EV, gpa=error.gpa)
+            except AccessStoppedError as stopped:
+                return stopped.exit
+            else:
+                return None
+        return ShutdownExit()
+
+    def _enter(self, event: Event) -> None:
+        state = self._state
+        return_rip = state.rip if event.return_rip is None else event.return_rip
+        if state.cr[0] & CR0_PE:
+            enter_gate(state, self._memory, event, return_rip)
+        else:
+            self._enter_real(event.vector, return_rip)
+        state.clear_shadow()
+
+    def _enter_real(self, vector: int, return_rip: int) -> None:
+        """``emulate_int_real``."""
+        state, memory = self._state, self._memory
+        if vector * 4 + 3 > state.idt.limit:
+            raise GuestFaultError(GP)
+        entry = memory.read_system(state.idt.base + vector * 4, 4)
+        pointer = state.gpr[RSP] & 0xFFFF
+        for value in (state.flags, state.segment[CS].selector, return_rip):
+            pointer = pointer - 2 & 0xFFFF
+            memory.write_system(state.linear(SS, pointer), (value & 0xFFFF).to_bytes(2, "little"))
+        state.gpr[RSP] = state.gpr[RSP] & ~0xFFFF | pointer
+        state.flags &= ~(FLAG_IF | FLAG_TF | FLAG_RF | FLAG_AC)
+        selector = int.from_bytes(entry[2:], "little")
+        state.segment[CS].selector, state.segment[CS].base = selector, selector << 4
+        state.rip = int.from_bytes(entry[:2], "little")

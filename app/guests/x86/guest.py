@@ -1,0 +1,148 @@
+"""The x86 guest engine as the core sees it: slots as physical memory, slices or a guest thread as time.
+
+``precise``: slices of a fixed number of instructions on the event loop; the same calls give the same run.
+``fast``: the translator runs without counting on the VM's guest thread, one guest at a time (LOCK is not
+atomic between two of them), until an exit, an IPI, or the next guest's turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from app.core.atomics import Killed, outside, preempt
+from app.core.guest import Exit, InterruptedExit, IoExit, MmioExit, WindowExit
+from app.core.uapi import PAGE_SHIFT
+from app.guests.x86.cpu import X86Cpu
+from app.guests.x86.memory import Segment
+from app.guests.x86.turns import Turns
+
+if TYPE_CHECKING:
+    from app.core.memslots import Memslots
+    from app.core.vcpu import Vcpu
+    from app.guests.host_memory import HostMemory
+
+SLICE = 10_000  # instructions between two looks at the IPI, about a quarter of a millisecond
+
+
+class SlotMemory:
+    """Guest-physical memory as the active slots and the arenas behind them give it."""
+
+    def __init__(self, memslots: Memslots, memory: HostMemory) -> None:
+        self._memslots = memslots
+        self._memory = memory
+
+    @property
+    def generation(self) -> int:
+        """Changes with every publication of slots and every new arena."""
+        return self._memslots.generation << 20 | len(self._memory.arenas)
+
+    def segments(self) -> list[Segment]:
+        """The slots, cut where their host memory changes."""
+        return [
+            Segment(
+                (slot.base_gfn << PAGE_SHIFT) + run.hva - slot.userspace_addr, run.size, run.address,
+                slot.readonly, slot.logged, slot.invalid,
+            )
+            for slot in self._memslots.ordered()
+            for run in self._memory.runs(slot.userspace_addr, slot.npages << PAGE_SHIFT)
+        ]
+
+    def mark_dirty(self, gpa: int) -> None:
+        """Log a write; safe against a fetch of the log by another thread at the same moment."""
+        slot = self._memslots.find(gpa >> PAGE_SHIFT)
+        if slot is None or not slot.logged:
+            return
+        while (pages := self._memslots.dirty.get(slot.id)) is not None:
+            pages.add((gpa >> PAGE_SHIFT) - slot.base_gfn)
+            if self._memslots.dirty.get(slot.id) is pages:
+                return
+
+
+class X86Guest:
+    """One vCPU's x86 CPU."""
+
+    def __init__(self, vcpu: Vcpu, memory: HostMemory, mode: str, turns: Turns) -> None:
+        self.cpu = X86Cpu(SlotMemory(vcpu.vm.memslots, memory), mode=mode)
+        self._turns = turns if mode == "fast" else None
+        self.CACHES_TRANSLATIONS = self._turns is not None
+
+    async def enter(self, vcpu: Vcpu) -> Exit:
+        """Execute until an exit or an IPI."""
+        self.cpu.window_requested = await vcpu.run_page.wants_interrupt_window() and not vcpu.vm.irqchip
+        while True:
+            if await vcpu.mode.interrupted():
+                return InterruptedExit()
+            exit = await self._slice()
+            if exit is not None and not isinstance(exit, InterruptedExit):
+                return exit
+
+    async def _slice(self) -> Exit | None:
+        if self._turns is None:
+            exit = self.cpu.run(SLICE)
+            if exit is None:
+                await preempt()
+            return exit
+        self.cpu.clear_stop()
+        turn = self._turns.take(self.cpu)
+        try:
+            return await outside(asyncio.wrap_future(turn))
+        except Killed:
+            self.cpu.stop()
+            if not turn.cancel():
+                turn.result()
+            raise
+
+    async def complete(self, vcpu: Vcpu, pending: IoExit | MmioExit, reply: bytes | None) -> Exit | None:
+        """Finish the access at which the CPU stopped."""
+        return self.cpu.complete(reply)
+
+    def kick(self) -> None:
+        """Stop the guest thread; a sliced guest looks for the IPI by itself."""
+        if self._turns is not None:
+            self.cpu.stop()
+
+    def interrupts_allowed(self) -> bool:
+        """IF is set and nothing shadows it."""
+        return self.cpu.interrupts_allowed
+
+    def interrupt(self, vector: int) -> None:
+        """Queue an external interrupt."""
+        self.cpu.interrupt(vector)
+
+    def nmi(self) -> None:
+        """Queue an NMI."""
+        self.cpu.nmi()
+
+    def start_at(self, vector: int) -> None:
+        """A SIPI: real mode at ``vector << 12``."""
+        segment = {"selector": vector << 8, "base": vector << 12}
+        self.cpu.set_special_registers({"cs": self.cpu.special_registers()["cs"] | segment})
+        self.cpu.set_registers({"rip": 0})
+
+    def window_exit(self) -> WindowExit | None:
+        """The window is open when an interrupt would be taken and none waits."""
+        return WindowExit() if self.cpu.interrupts_allowed and not self.cpu.has_pending_interrupt else None
+
+    def registers(self) -> dict[str, int]:
+        """KVM_GET_REGS."""
+        return self.cpu.registers()
+
+    def set_registers(self, registers: Mapping[str, int]) -> None:
+        """KVM_SET_REGS for the named registers."""
+        self.cpu.set_registers(registers)
+
+    def special_registers(self) -> dict[str, object]:
+        """KVM_GET_SREGS."""
+        return self.cpu.special_registers()
+
+    def set_special_registers(self, changes: Mapping[str, object]) -> None:
+        """KVM_SET_SREGS for the named registers."""
+        self.cpu.set_special_registers(changes)
+
+    def close(self) -> None:
+        """Give the translator and the guest thread back."""
+        if self._turns is not None:
+            self._turns.close()
+        self.cpu.close()

@@ -1,0 +1,76 @@
+"""Memory-mapped I/O: from an instruction that met a hole to its exits and back.
+
+A read exits fragment by fragment; when its last byte is known the instruction is executed with it. Writes exit after
+the instruction is finished (``read_emulated``, ``emulator_read_write``, ``complete_emulated_mmio``). The slots are
+not looked at again for what was already answered.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.core.guest import MmioExit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from app.guests.x86.pending import PendingRead, PendingWrite
+
+_PER_EXIT = 8  # kvm_run.mmio.data
+_PIO_PAGE_OFFSET = 4096  # what kvm_run.io.data_offset leaves behind in the bytes of mmio.data
+
+
+class SharedData:
+    """What ``kvm_run.mmio.data`` holds: userspace that answers nothing answers this."""
+
+    def __init__(self) -> None:
+        self._bytes = bytes(_PER_EXIT)
+
+    def put(self, data: bytes) -> None:
+        """Overwrite the first bytes."""
+        self._bytes = (data + self._bytes[len(data) :])[:_PER_EXIT]
+
+    def after_io_exit(self) -> None:
+        """``kvm_run.io`` lies over the same bytes."""
+        self._bytes = _PIO_PAGE_OFFSET.to_bytes(_PER_EXIT, "little")
+
+    def answer(self, reply: bytes | None, length: int) -> bytes:
+        """The reply, filled up with what is there; it stays there."""
+        self.put((reply or b"")[:length])
+        return self._bytes[:length]
+
+    def dump(self) -> str:
+        """For a snapshot."""
+        return self._bytes.hex()
+
+    def load(self, text: str) -> None:
+        """From a snapshot."""
+        self._bytes = bytes.fromhex(text)
+
+
+def read_exit(pending: PendingRead) -> MmioExit:
+    """The exit for the next missing fragment."""
+    part = pending.missing[0]
+    return MmioExit(part.gpa, part.length, is_write=False)
+
+
+def write_exit(pending: PendingWrite) -> MmioExit:
+    """The exit for the next piece."""
+    gpa, data = pending.pieces[0]
+    return MmioExit(gpa, len(data), is_write=True, data=data)
+
+
+def in_exit_sizes(pieces: Iterable[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """Cut device writes to what one exit carries."""
+    return [
+        (gpa + start, data[start : start + _PER_EXIT])
+        for gpa, data in pieces
+        for start in range(0, len(data), _PER_EXIT)
+    ]
+
+
+def take_reply(pending: PendingRead, data: bytes) -> bool:
+    """Store the answer for the first missing fragment; true if the access is now complete."""
+    part = pending.missing.pop(0)
+    pending.data[part.offset : part.offset + part.length] = data
+    return not pending.missing
