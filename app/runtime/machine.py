@@ -326,8 +326,8 @@ class Machine:
         return await self.start_run(vcpu_id, **options).result()
 
     async def get_regs(self, vcpu_id: int) -> dict[str, int]:
-        """KVM_GET_REGS, at the next instruction boundary: unlike the ioctl it does not wait for KVM_RUN to end."""
-        return self.vcpu(vcpu_id).guest.registers()
+        """KVM_GET_REGS between two instructions: unlike the ioctl it waits for KVM_RUN to end only in mode fast."""
+        return await self._look(vcpu_id, self.vcpu(vcpu_id).guest.registers)
 
     async def set_regs(self, vcpu_id: int, registers: Mapping[str, int]) -> None:
         """KVM_SET_REGS for the named registers; waits for KVM_RUN to end."""
@@ -336,7 +336,13 @@ class Machine:
 
     async def get_sregs(self, vcpu_id: int) -> dict[str, object]:
         """KVM_GET_SREGS, as ``get_regs``."""
-        return self.vcpu(vcpu_id).guest.special_registers()
+        return await self._look(vcpu_id, self.vcpu(vcpu_id).guest.special_registers)
+
+    async def _look(self, vcpu_id: int, read: Callable[[], T]) -> T:
+        vcpu = self.vcpu(vcpu_id)
+        if self.mode != "fast" or vcpu.mutex.owner is None:
+            return read()
+        return await self.call(vcpu.with_mutex(read, self.thread().tid))  # it runs on a thread of its own
 
     async def set_sregs(self, vcpu_id: int, changes: Mapping[str, object]) -> None:
         """KVM_SET_SREGS for the named registers; waits for KVM_RUN to end."""
