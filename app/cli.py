@@ -11,8 +11,12 @@ import typer
 
 from app.commands import memory, vcpu, vm, watch
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="A KVM you can curl: vCPUs, memory slots, kick and resume, and an explorer that proves or breaks them.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A KVM you can curl: vCPUs, memory slots, kick and resume, and an explorer that proves or breaks them.",
+)
 app.add_typer(vm.app, name="vm")
 app.add_typer(vcpu.app, name="vcpu")
 app.add_typer(memory.app, name="memory")
@@ -33,7 +37,9 @@ def _fail(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-VariantModule = Annotated[Path | None, typer.Option("--variant-module", help="A Python file with a variant of your own.")]
+VariantModule = Annotated[
+    Path | None, typer.Option("--variant-module", help="A Python file with a variant of your own.")
+]
 
 
 def _load_variant(path: Path | None) -> None:
@@ -71,8 +77,18 @@ def serve(
 
     try:
         settings = Settings(
-            host=host, port=port, uds=uds, state=state, ephemeral=ephemeral, token_file=token_file, vcpus=vcpus, variant=variant,
-            engine=engine, default_vm=default_vm, allow_reset=allow_reset, allowed_hosts=tuple(allow_host or ()),
+            host=host,
+            port=port,
+            uds=uds,
+            state_dir=state,
+            ephemeral=ephemeral,
+            token_file=token_file,
+            vcpus=vcpus,
+            variant=variant,
+            engine=engine,
+            default_vm=default_vm,
+            allow_reset=allow_reset,
+            allowed_hosts=tuple(allow_host or ()),
         )
         run_server(settings)
     except (KvmError, OSError, ValueError) as error:
@@ -82,7 +98,9 @@ def serve(
 @app.command()
 def demo(
     engine: Annotated[list[str] | None, typer.Option(help="script, x86 or kvm; may be given more than once.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Merges (and splits) per variant, without and with protection.")] = 20,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Merges (and splits) per variant, without and with protection.")
+    ] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Merge memory under running guests, without and with each variant, and print what they saw."""

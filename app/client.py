@@ -131,10 +131,13 @@ class Calls(Generic[J, B]):
         """The memory slots."""
         return self._json("GET", self._vm("/memory-regions"))
 
-    def set_region(self, slot: int, guest_phys_addr: int, memory_size: int, userspace_addr: int | str, flags: object = 0) -> J:
+    def set_region(
+        self, slot: int, guest_phys_addr: int, memory_size: int, userspace_addr: int | str, flags: object = 0
+    ) -> J:
         """KVM_SET_USER_MEMORY_REGION."""
-        return self._json("PUT", self._vm(f"/memory-regions/{slot}"),
-                          _region(guest_phys_addr, memory_size, userspace_addr, flags))
+        return self._json(
+            "PUT", self._vm(f"/memory-regions/{slot}"), _region(guest_phys_addr, memory_size, userspace_addr, flags)
+        )
 
     def delete_region(self, slot: int) -> J:
         """Delete one slot."""
@@ -162,11 +165,26 @@ class Calls(Generic[J, B]):
         """One vCPU's shape."""
         return self._json("GET", self._vcpu(vcpu))
 
-    def run(self, vcpu: int, *, reply: bytes | None = None, immediate_exit: bool | None = None,
-            timeout_ms: int | None = None, nowait: bool | None = None) -> J:
+    def run(
+        self,
+        vcpu: int,
+        *,
+        reply: bytes | None = None,
+        immediate_exit: bool | None = None,
+        timeout_ms: int | None = None,
+        nowait: bool | None = None,
+    ) -> J:
         """KVM_RUN; answers when the vCPU leaves it."""
-        return self._json("POST", self._vcpu(vcpu, "/run"), _given(
-            reply=None if reply is None else reply.hex(), immediate_exit=immediate_exit, timeout_ms=timeout_ms, nowait=nowait))
+        return self._json(
+            "POST",
+            self._vcpu(vcpu, "/run"),
+            _given(
+                reply=None if reply is None else reply.hex(),
+                immediate_exit=immediate_exit,
+                timeout_ms=timeout_ms,
+                nowait=nowait,
+            ),
+        )
 
     def regs(self, vcpu: int) -> J:
         """KVM_GET_REGS."""
@@ -233,8 +251,12 @@ def region(slot: int, guest_phys_addr: int, memory_size: int, userspace_addr: in
 
 
 def _region(guest_phys_addr: int, memory_size: int, userspace_addr: int | str, flags: object) -> Json:
-    return {"flags": flags, "guest_phys_addr": hex(guest_phys_addr), "memory_size": memory_size,
-            "userspace_addr": _address(userspace_addr)}
+    return {
+        "flags": flags,
+        "guest_phys_addr": hex(guest_phys_addr),
+        "memory_size": memory_size,
+        "userspace_addr": _address(userspace_addr),
+    }
 
 
 def _address(address: int | str) -> str:
@@ -243,17 +265,30 @@ def _address(address: int | str) -> str:
 
 def _options(url: str, token: str | None, uds: str | None, timeout: float | None) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return {"base_url": url, "headers": headers, "timeout": httpx.Timeout(timeout, connect=5),
-            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64)}
+    return {
+        "base_url": url,
+        "headers": headers,
+        "timeout": httpx.Timeout(timeout, connect=5),
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64),
+    }
 
 
 class Client(Calls[Json, bytes]):
     """The synchronous client. ``timeout`` in seconds bounds each answer; None (the default) waits for KVM_RUN."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, vm: str = "default", token: str | None = None,
-                 uds: str | None = None, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        vm: str = "default",
+        token: str | None = None,
+        uds: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
         super().__init__(vm)
-        self.http = httpx.Client(transport=httpx.HTTPTransport(uds=uds) if uds else None, **_options(url, token, uds, timeout))
+        self.http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=uds) if uds else None, **_options(url, token, uds, timeout)
+        )
 
     def __enter__(self) -> Client:
         return self
@@ -292,8 +327,15 @@ class Client(Calls[Json, bytes]):
 class AsyncClient(Calls[Awaitable[Json], Awaitable[bytes]]):
     """The asynchronous client; cancelling an awaited ``run`` is a signal to that vCPU's thread."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, vm: str = "default", token: str | None = None,
-                 uds: str | None = None, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        vm: str = "default",
+        token: str | None = None,
+        uds: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
         super().__init__(vm)
         transport = httpx.AsyncHTTPTransport(uds=uds) if uds else None
         self.http = httpx.AsyncClient(transport=transport, **_options(url, token, uds, timeout))

@@ -28,7 +28,18 @@ START_SECONDS = 30
 # What the explorer proves of `merge` under careless userspace, property spurious_mmio: these hold.
 CLEAN = frozenset({"sticky", "global_rwsem", "srcu", "accel_blocker", "region_list", "holds"})
 
-FLAT = {"base": 0, "limit": 0xFFFFFFFF, "present": 1, "dpl": 0, "s": 1, "l": 0, "g": 1, "avl": 0, "unusable": 0, "db": 1}
+FLAT = {
+    "base": 0,
+    "limit": 0xFFFFFFFF,
+    "present": 1,
+    "dpl": 0,
+    "s": 1,
+    "l": 0,
+    "g": 1,
+    "avl": 0,
+    "unusable": 0,
+    "db": 1,
+}
 CODE = FLAT | {"type": 11, "selector": 8}
 DATA = FLAT | {"type": 3, "selector": 16}
 PROTECTED_MODE = {"cs": CODE, **dict.fromkeys(("ds", "es", "fs", "gs", "ss"), DATA), "cr0": 0x11}
@@ -59,10 +70,18 @@ class Row:
 
     def to_json(self) -> Json:
         """The row for a machine; times in nanoseconds."""
-        return {"engine": self.engine, "variant": self.variant, "spurious_mmio_unprotected": self.spurious_without,
-                "spurious_mmio": self.spurious_with, "drain_ns_median": self.drain_ns(0.5), "drain_ns_max": self.drain_ns(1),
-                "eintr_spins": self.spins, "kicks_stuck": self.stuck, "expected": "none" if self.expected_clean else "some",
-                "as_expected": self.as_expected}
+        return {
+            "engine": self.engine,
+            "variant": self.variant,
+            "spurious_mmio_unprotected": self.spurious_without,
+            "spurious_mmio": self.spurious_with,
+            "drain_ns_median": self.drain_ns(0.5),
+            "drain_ns_max": self.drain_ns(1),
+            "eintr_spins": self.spins,
+            "kicks_stuck": self.stuck,
+            "expected": "none" if self.expected_clean else "some",
+            "as_expected": self.as_expected,
+        }
 
     def drain_ns(self, quantile: float) -> int:
         """A quantile of the drain times; 0 without any."""
@@ -124,8 +143,10 @@ def merge_and_split(merged: str) -> list[list[Json]]:
     """The two transactions of a round: m1 and m2 become one slot, and two again."""
     second = hex(int(merged, 16) + PAGE)
     gone = [region(1, M1, 0, merged), region(2, M2, 0, second)]
-    return [[*gone, region(1, M1, 2 * PAGE, merged)],
-            [gone[0], region(1, M1, PAGE, merged), region(2, M2, PAGE, second)]]
+    return [
+        [*gone, region(1, M1, 2 * PAGE, merged)],
+        [gone[0], region(1, M1, PAGE, merged), region(2, M2, PAGE, second)],
+    ]
 
 
 def counted(client: Client, counter: str) -> int:
@@ -196,10 +217,18 @@ def table(rows: Sequence[Row]) -> Any:
     """The rows as a table for a terminal."""
     from rich.table import Table
 
-    made = Table(title="m1 and m2 merged and split again under guests that read m2; careless userspace", title_justify="left")
+    made = Table(
+        title="m1 and m2 merged and split again under guests that read m2; careless userspace", title_justify="left"
+    )
     for heading in ("engine", "variant"):
         made.add_column(heading)
-    for heading in ("spurious MMIO\nunprotected", "spurious MMIO\nprotected", "drain median\n(max), us", "EINTR\nspins", "kicks\nstuck"):
+    for heading in (
+        "spurious MMIO\nunprotected",
+        "spurious MMIO\nprotected",
+        "drain median\n(max), us",
+        "EINTR\nspins",
+        "kicks\nstuck",
+    ):
         made.add_column(heading, justify="right")
     made.add_column("the explorer\nsays")
     made.add_column("outcome")
@@ -209,8 +238,13 @@ def table(rows: Sequence[Row]) -> Any:
             made.add_section()
             engine = row.engine
         made.add_row(
-            row.engine, row.variant, str(row.spurious_without), str(row.spurious_with),
-            f"{row.drain_ns(0.5) / 1e3:.0f} ({row.drain_ns(1) / 1e3:.0f})", str(row.spins), str(row.stuck),
+            row.engine,
+            row.variant,
+            str(row.spurious_without),
+            str(row.spurious_with),
+            f"{row.drain_ns(0.5) / 1e3:.0f} ({row.drain_ns(1) / 1e3:.0f})",
+            str(row.spins),
+            str(row.stuck),
             "none torn" if row.expected_clean else "some torn",
             "[green]✔ as said[/]" if row.as_expected else "[bold red]✘ differs[/]",
         )
@@ -224,5 +258,7 @@ def summary(rows: Sequence[Row]) -> str:
         return f"Not as the explorer says: {', '.join(wrong)}."
     without = statistics.fmean(row.spurious_without for row in rows)
     kept = sorted({row.variant for row in rows if row.expected_clean})
-    return (f"Unprotected, guests saw a hole where there is RAM {without:.0f} times a run; "
-            f"under {', '.join(kept)} never. As the explorer says.")
+    return (
+        f"Unprotected, guests saw a hole where there is RAM {without:.0f} times a run; "
+        f"under {', '.join(kept)} never. As the explorer says."
+    )

@@ -141,11 +141,26 @@ class Thread:
 class World:
     """A VM with RAM at 0..``pages`` pages and script guests, under one variant."""
 
-    def __init__(self, variant="sticky", program=(("spin",),), vcpus=1, *, irqchip=False, pages=16, guest=None, system=None,
-                 **switches):
+    def __init__(
+        self,
+        variant="sticky",
+        program=(("spin",),),
+        vcpus=1,
+        *,
+        irqchip=False,
+        pages=16,
+        guest=None,
+        system=None,
+        **switches,
+    ):
         make = guest or (lambda vcpu: ScriptGuest(vcpu, None, compile_program(list(program))))
         self.vm = Vm(
-            "vm", find_variant(variant), make, system=system, irqchip=irqchip, switches=Switches(**switches),
+            "vm",
+            find_variant(variant),
+            make,
+            system=system,
+            irqchip=irqchip,
+            switches=Switches(**switches),
             share=Announced,
         )
         self.vmm = Announced(Task("vmm"))

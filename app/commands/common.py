@@ -13,8 +13,12 @@ import typer
 from app.client import DEFAULT_URL, Client, KickstandError
 
 Url = Annotated[str, typer.Option("--url", envvar="KICKSTAND_URL", help="The server.")]
-Token = Annotated[str | None, typer.Option("--token", envvar="KICKSTAND_TOKEN", help="Bearer token.", show_default=False)]
-Uds = Annotated[str | None, typer.Option("--uds", envvar="KICKSTAND_UDS", help="Unix socket of the server.", show_default=False)]
+Token = Annotated[
+    str | None, typer.Option("--token", envvar="KICKSTAND_TOKEN", help="Bearer token.", show_default=False)
+]
+Uds = Annotated[
+    str | None, typer.Option("--uds", envvar="KICKSTAND_UDS", help="Unix socket of the server.", show_default=False)
+]
 VmName = Annotated[str, typer.Option("--vm", envvar="KICKSTAND_VM", help="The virtual machine.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 

@@ -17,7 +17,11 @@ app = typer.Typer(no_args_is_help=True, help="Memory: host memory, slots, transa
 def allocate(
     size: Annotated[str, typer.Argument(help="Bytes.")],
     name: Annotated[str | None, typer.Option(help="A name of your own.")] = None,
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
 ) -> None:
     """Allocate host memory: the VMM's mmap."""
     with connected(url, token, uds, vm) as client:
@@ -25,7 +29,9 @@ def allocate(
 
 
 @app.command("list")
-def list_regions(vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False) -> None:
+def list_regions(
+    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False
+) -> None:
     """The memory slots."""
     with connected(url, token, uds, vm) as client:
         answer = client.regions()
@@ -33,8 +39,10 @@ def list_regions(vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = 
         show(answer, as_json=True)
         return
     for region in answer["regions"]:
-        print(f"slot {region['slot']:>5}  gpa {region['guest_phys_addr']:>18}  size {region['memory_size']:#12x}"
-              f"  hva {region['userspace_addr']:>18}  flags {region['flags']}")
+        print(
+            f"slot {region['slot']:>5}  gpa {region['guest_phys_addr']:>18}  size {region['memory_size']:#12x}"
+            f"  hva {region['userspace_addr']:>18}  flags {region['flags']}"
+        )
 
 
 @app.command("set")
@@ -44,11 +52,17 @@ def set_region(
     memory_size: Annotated[str, typer.Argument(help="Bytes; 0 deletes.")],
     userspace_addr: Annotated[str, typer.Argument(help="The host memory behind it.")],
     flags: Annotated[int, typer.Option(help="1 log dirty pages, 2 readonly.")] = 0,
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
 ) -> None:
     """KVM_SET_USER_MEMORY_REGION."""
     with connected(url, token, uds, vm) as client:
-        answer = client.set_region(slot, number(guest_phys_addr), number(memory_size), hex(number(userspace_addr)), flags)
+        answer = client.set_region(
+            slot, number(guest_phys_addr), number(memory_size), hex(number(userspace_addr)), flags
+        )
         show(answer, as_json=as_json)
 
 
@@ -63,7 +77,11 @@ def delete(slot: int, vm: VmName = "default", url: Url = DEFAULT_URL, token: Tok
 def transaction(
     operations: Annotated[str, typer.Argument(help="The regions as a JSON list, or - for standard input.")],
     protect: Annotated[str | None, typer.Option(help="kick, list or none; what the variant means otherwise.")] = None,
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
 ) -> None:
     """Several slot changes, all or none."""
     text = sys.stdin.read() if operations == "-" else operations
@@ -76,7 +94,14 @@ def transaction(
 
 
 @app.command("dirty-log")
-def dirty_log(slot: int, vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False) -> None:
+def dirty_log(
+    slot: int,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
+) -> None:
     """KVM_GET_DIRTY_LOG: the pages written since the last call."""
     with connected(url, token, uds, vm) as client:
         show(client.dirty_log(slot), as_json=as_json)
@@ -84,8 +109,12 @@ def dirty_log(slot: int, vm: VmName = "default", url: Url = DEFAULT_URL, token: 
 
 @app.command()
 def read(
-    userspace_addr: str, length: int,
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None,
+    userspace_addr: str,
+    length: int,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
 ) -> None:
     """Print host memory as hex."""
     with connected(url, token, uds, vm) as client:
@@ -94,8 +123,12 @@ def read(
 
 @app.command()
 def write(
-    userspace_addr: str, data: Annotated[str, typer.Argument(help="Bytes as hex.")],
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None,
+    userspace_addr: str,
+    data: Annotated[str, typer.Argument(help="Bytes as hex.")],
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
 ) -> None:
     """Write host memory."""
     try:

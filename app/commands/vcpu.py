@@ -14,7 +14,14 @@ Vcpu = Annotated[int, typer.Argument(help="The vCPU's id.")]
 
 
 @app.command()
-def create(vcpu: Vcpu, vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False) -> None:
+def create(
+    vcpu: Vcpu,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
+) -> None:
     """KVM_CREATE_VCPU."""
     with connected(url, token, uds, vm) as client:
         show(client.create_vcpu(vcpu), as_json=as_json)
@@ -23,7 +30,11 @@ def create(vcpu: Vcpu, vm: VmName = "default", url: Url = DEFAULT_URL, token: To
 @app.command("list")
 def list_vcpus(
     state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
 ) -> None:
     """The table of vCPUs."""
     with connected(url, token, uds, vm) as client:
@@ -39,7 +50,14 @@ def list_vcpus(
 
 
 @app.command("show")
-def show_vcpu(vcpu: Vcpu, vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False) -> None:
+def show_vcpu(
+    vcpu: Vcpu,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
+) -> None:
     """Show one vCPU."""
     with connected(url, token, uds, vm) as client:
         show(client.vcpu(vcpu), as_json=as_json)
@@ -50,9 +68,17 @@ def run(
     vcpu: Vcpu,
     reply: Annotated[str | None, typer.Option(help="The device's answer to the last IN or MMIO read, as hex.")] = None,
     timeout_ms: Annotated[int | None, typer.Option(help="Leave with EINTR after so long.")] = None,
-    immediate_exit: Annotated[bool | None, typer.Option("--immediate-exit", help="Complete what is pending, then EINTR.")] = None,
-    nowait: Annotated[bool | None, typer.Option("--nowait", help="EBUSY instead of waiting for another KVM_RUN.")] = None,
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+    immediate_exit: Annotated[
+        bool | None, typer.Option("--immediate-exit", help="Complete what is pending, then EINTR.")
+    ] = None,
+    nowait: Annotated[
+        bool | None, typer.Option("--nowait", help="EBUSY instead of waiting for another KVM_RUN.")
+    ] = None,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
 ) -> None:
     """KVM_RUN; prints how the vCPU left it."""
     try:
@@ -60,14 +86,21 @@ def run(
     except ValueError:
         raise typer.BadParameter(f"{reply!r} is not hex", param_hint="--reply") from None
     with connected(url, token, uds, vm) as client:
-        show(client.run(vcpu, reply=data, timeout_ms=timeout_ms, immediate_exit=immediate_exit, nowait=nowait), as_json=as_json)
+        show(
+            client.run(vcpu, reply=data, timeout_ms=timeout_ms, immediate_exit=immediate_exit, nowait=nowait),
+            as_json=as_json,
+        )
 
 
 @app.command()
 def regs(
     vcpu: Vcpu,
     changes: Annotated[list[str] | None, typer.Argument(help="rip=0x1000 rax=1 ... sets these first.")] = None,
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
 ) -> None:
     """KVM_GET_REGS, after KVM_SET_REGS for what is given."""
     wanted = dict(_assignment(change) for change in changes or ())
@@ -86,7 +119,11 @@ def _assignment(text: str) -> tuple[str, int]:
 def program(
     vcpu: Vcpu,
     steps: Annotated[str, typer.Argument(help='The script guest\'s program as JSON: [["read", 4096], ["spin"]]')],
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
 ) -> None:
     """Load a script guest's program."""
     try:
@@ -108,7 +145,11 @@ def signal(vcpu: Vcpu, vm: VmName = "default", url: Url = DEFAULT_URL, token: To
 def start(
     vcpu: Vcpu,
     behaviour: Annotated[str, typer.Option(help="well waits for RESUME after EINTR; careless does not.")] = "well",
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
 ) -> None:
     """Start a server-side VMM thread that loops KVM_RUN."""
     with connected(url, token, uds, vm) as client:
@@ -116,7 +157,14 @@ def start(
 
 
 @app.command()
-def stop(vcpu: Vcpu, vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False) -> None:
+def stop(
+    vcpu: Vcpu,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
+) -> None:
     """Stop it."""
     with connected(url, token, uds, vm) as client:
         show(client.stop(vcpu), as_json=as_json)

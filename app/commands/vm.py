@@ -20,8 +20,10 @@ def list_vms(url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_js
         show(answer, as_json=True)
         return
     for vm in answer["vms"]:
-        print(f"{vm['id']:<16} {vm['variant']:<22} {vm['engine']:<7} {len(vm['vcpus']):>4} vcpus"
-              f"  {'kicked' if vm['kicked'] else ''}")
+        print(
+            f"{vm['id']:<16} {vm['variant']:<22} {vm['engine']:<7} {len(vm['vcpus']):>4} vcpus"
+            f"  {'kicked' if vm['kicked'] else ''}"
+        )
 
 
 @app.command()
@@ -32,7 +34,10 @@ def create(
     engine: Annotated[str | None, typer.Option(help="script, x86 or kvm.")] = None,
     mode: Annotated[str | None, typer.Option(help="precise or fast (x86).")] = None,
     irqchip: Annotated[bool, typer.Option("--irqchip", help="With an in-kernel irqchip.")] = False,
-    url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
 ) -> None:
     """Create a VM with its vCPUs."""
     options = {"id": name, "variant": variant, "engine": engine, "mode": mode}
@@ -49,7 +54,9 @@ def delete(vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, 
 
 
 @app.command()
-def state(vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False) -> None:
+def state(
+    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False
+) -> None:
     """Show the VM."""
     with connected(url, token, uds, vm) as client:
         show(client.state(), as_json=as_json)
@@ -58,7 +65,11 @@ def state(vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, u
 @app.command()
 def kick(
     timeout_ms: Annotated[int | None, typer.Option(help="Give up after so long.")] = None,
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
 ) -> None:
     """KVM_KICK_ALL_RUNNING_VCPUS."""
     with connected(url, token, uds, vm) as client:
@@ -66,14 +77,18 @@ def kick(
 
 
 @app.command()
-def resume(vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False) -> None:
+def resume(
+    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False
+) -> None:
     """KVM_RESUME_ALL_KICKED_VCPUS."""
     with connected(url, token, uds, vm) as client:
         show(client.resume(), as_json=as_json)
 
 
 @app.command()
-def locks(vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False) -> None:
+def locks(
+    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False
+) -> None:
     """Who holds the semaphore, and who waits."""
     with connected(url, token, uds, vm) as client:
         show(client.locks(), as_json=as_json)

@@ -20,7 +20,11 @@ GLYPHS = {"user": "·", "waiting": "…", "kernel": "k", "guest": "▶", "exitin
 def events(
     after: Annotated[str | None, typer.Option(help="Resume after this id (EPOCH-SEQ).")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after so many.")] = None,
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print events as they happen."""
     with connected(url, token, uds, vm) as client:
@@ -38,13 +42,18 @@ def _line(event: Json) -> str:
     if event.get("event") == "snapshot":
         shown = {"vcpus": "..."}
     who = "-" if event.get("vcpu") is None else f"vcpu {event['vcpu']}"
-    return f"{event.get('seq', '-'):>8} {who:>9} {event.get('event', '?'):<20} " + " ".join(f"{k}={v}" for k, v in shown.items())
+    return f"{event.get('seq', '-'):>8} {who:>9} {event.get('event', '?'):<20} " + " ".join(
+        f"{k}={v}" for k, v in shown.items()
+    )
 
 
 def trace(
     format: Annotated[str, typer.Option(help="perfetto, chrome, ftrace or script.")] = "chrome",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file; standard output otherwise.")] = None,
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
 ) -> None:
     """Write the recorded past as a file that other tools open."""
     with connected(url, token, uds, vm) as client:
@@ -58,7 +67,11 @@ def trace(
 def top(
     interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 0.5,
     count: Annotated[int | None, typer.Option(help="Stop after so many looks.")] = None,
-    vm: VmName = "default", url: Url = DEFAULT_URL, token: Token = None, uds: Uds = None, as_json: AsJson = False,
+    vm: VmName = "default",
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    uds: Uds = None,
+    as_json: AsJson = False,
 ) -> None:
     """A live table of the VM's vCPUs."""
     from rich.live import Live
@@ -79,7 +92,7 @@ def top(
 
 
 def vcpu_table(vcpus: Sequence[Json]) -> Any:
-    """vCPUs as a table; the state is a glyph and a word, never a colour alone."""
+    """VCPUs as a table; the state is a glyph and a word, never a colour alone."""
     from rich.table import Table
 
     table = Table()
@@ -90,8 +103,11 @@ def vcpu_table(vcpus: Sequence[Json]) -> Any:
     for vcpu in vcpus:
         thread, counters = vcpu["thread"], vcpu["counters"]
         table.add_row(
-            str(vcpu["id"]), f"{GLYPHS.get(vcpu['state'], '?')} {vcpu['state']}", vcpu["mp_state"],
-            vcpu["exit_reason"].removeprefix("KVM_EXIT_"), thread["behaviour"] if thread else "-",
+            str(vcpu["id"]),
+            f"{GLYPHS.get(vcpu['state'], '?')} {vcpu['state']}",
+            vcpu["mp_state"],
+            vcpu["exit_reason"].removeprefix("KVM_EXIT_"),
+            thread["behaviour"] if thread else "-",
             " ".join(name.removeprefix("KVM_REQ_") for name in vcpu["requests"]) or "-",
             *(str(counters[name]) for name in ("runs", "exits", "eintr", "spins")),
         )

@@ -112,8 +112,6 @@ class Guest(Protocol):
     the plain methods are called between them, on the same thread.
     """
 
-    CACHES_TRANSLATIONS: ClassVar[bool]  # slot updates must interrupt running guests before they answer
-
     async def enter(self, vcpu: Vcpu) -> Exit:
         """Execute until an exit; ``InterruptedExit`` as soon as an IPI is pending for the vCPU's CPU."""
         ...

@@ -68,8 +68,9 @@ class Slot:
 
     def region(self) -> Region:
         """The call that would create this slot."""
-        return Region(self.id, int(self.flags), self.base_gfn << PAGE_SHIFT, self.npages << PAGE_SHIFT,
-                      self.userspace_addr)
+        return Region(
+            self.id, int(self.flags), self.base_gfn << PAGE_SHIFT, self.npages << PAGE_SHIFT, self.userspace_addr
+        )
 
 
 class Change(Enum):
@@ -104,7 +105,9 @@ def check_arguments(region: Region) -> None:
     if region.slot & 0xFFFF >= NR_MEMSLOTS:
         raise _invalid("slot", f"slot number {region.slot & 0xFFFF} is not below {NR_MEMSLOTS}")
     if region.flags & ~ALL_FLAGS:
-        raise _invalid("flags", f"unknown flags {region.flags & ~ALL_FLAGS:#x}; known are 1 (log dirty pages), 2 (readonly)")
+        raise _invalid(
+            "flags", f"unknown flags {region.flags & ~ALL_FLAGS:#x}; known are 1 (log dirty pages), 2 (readonly)"
+        )
     if region.memory_size % PAGE_SIZE:
         raise _invalid("memory_size", f"{region.memory_size:#x} is not a multiple of {PAGE_SIZE}")
     if region.guest_phys_addr % PAGE_SIZE:
@@ -133,13 +136,20 @@ def plan(slots: Mapping[int, Slot], region: Region) -> Plan:
         if old is None:
             raise _invalid("slot", f"slot {region.slot} does not exist, so it cannot be deleted")
         return Plan(Change.DELETE, old, None)
-    new = Slot(region.slot, region.guest_phys_addr >> PAGE_SHIFT, region.memory_size >> PAGE_SHIFT,
-               MemFlag(region.flags), region.userspace_addr)
+    new = Slot(
+        region.slot,
+        region.guest_phys_addr >> PAGE_SHIFT,
+        region.memory_size >> PAGE_SHIFT,
+        MemFlag(region.flags),
+        region.userspace_addr,
+    )
     change = Change.CREATE if old is None else _change(old, new)
     if change in (Change.CREATE, Change.MOVE):
         _check_overlap(slots.values(), new)
         if new.end_gfn > MAX_GFN:
-            raise _invalid("guest_phys_addr", f"ends above the widest guest-physical address, {MAX_GFN << PAGE_SHIFT:#x}")
+            raise _invalid(
+                "guest_phys_addr", f"ends above the widest guest-physical address, {MAX_GFN << PAGE_SHIFT:#x}"
+            )
     return Plan(change, old, new)
 
 
@@ -158,8 +168,7 @@ def _change(old: Slot, new: Slot) -> Change:
 def _check_overlap(slots: Iterable[Slot], new: Slot) -> None:
     for other in slots:
         if other.id != new.id and other.base_gfn < new.end_gfn and new.base_gfn < other.end_gfn:
-            raise KvmError(errno.EEXIST, SET_MEMORY, f"slot {new.id} overlaps slot {other.id}",
-                           field="guest_phys_addr")
+            raise KvmError(errno.EEXIST, SET_MEMORY, f"slot {new.id} overlaps slot {other.id}", field="guest_phys_addr")
 
 
 class Memslots(Shared):
@@ -179,8 +188,10 @@ class Memslots(Shared):
         self._order()
 
     def state(self) -> tuple[Any, ...]:
-        return (tuple(sorted(self.slots.items())),
-                tuple((slot, frozenset(pages)) for slot, pages in sorted(self.dirty.items())))
+        return (
+            tuple(sorted(self.slots.items())),
+            tuple((slot, frozenset(pages)) for slot, pages in sorted(self.dirty.items())),
+        )
 
     def load(self, state: tuple[Any, ...]) -> None:
         slots, dirty = state

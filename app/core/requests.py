@@ -86,8 +86,11 @@ class Request(IntEnum):
 
 def request_names(bits: int) -> list[str]:
     """Name the requests in a word of bits, lowest first."""
-    return [request.kernel_name for request in sorted(Request, key=lambda r: r.nr)
-            if not request & NO_ACTION and bits & request.bit]
+    return [
+        request.kernel_name
+        for request in sorted(Request, key=lambda r: r.nr)
+        if not request & NO_ACTION and bits & request.bit
+    ]
 
 
 class RequestBits(Shared):

@@ -36,8 +36,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 AGAIN, EXIT = 1, 0
-SETTABLE_MP_STATES = (MpState.RUNNABLE, MpState.UNINITIALIZED, MpState.INIT_RECEIVED, MpState.HALTED,
-                      MpState.SIPI_RECEIVED, MpState.AP_RESET_HOLD)
+SETTABLE_MP_STATES = (
+    MpState.RUNNABLE,
+    MpState.UNINITIALIZED,
+    MpState.INIT_RECEIVED,
+    MpState.HALTED,
+    MpState.SIPI_RECEIVED,
+    MpState.AP_RESET_HOLD,
+)
 
 
 class Cause(str, Enum):
@@ -277,12 +283,12 @@ class Vcpu:
         self.vm = vm
         self.id = vcpu_id
         self.tid = f"{vm.id}/cpu{vcpu_id}"
-        self.task = share(Task(self.tid))
-        self.mutex = share(Mutex())
-        self.requests = share(RequestBits())
-        self.mode = share(VcpuMode())
-        self.arch = share(VcpuArch(mp_state))
-        self.run_page = share(KvmRun())
+        self.task: Task = share(Task(self.tid))
+        self.mutex: Mutex = share(Mutex())
+        self.requests: RequestBits = share(RequestBits())
+        self.mode: VcpuMode = share(VcpuMode())
+        self.arch: VcpuArch = share(VcpuArch(mp_state))
+        self.run_page: KvmRun = share(KvmRun())
         self.watched = Watched()
         self.guest: Guest = vm.make_guest(self)
 
@@ -662,7 +668,16 @@ class Vcpu:
     def _trace_access(self, exit: IoExit | MmioExit) -> None:
         if isinstance(exit, MmioExit):
             kind = "write" if exit.is_write else "unsatisfied-read"
-            self.vm.trace(Event.KVM_MMIO, self.id, type=kind, len=exit.len, gpa=hex(exit.phys_addr), val=exit.data.hex())
+            self.vm.trace(
+                Event.KVM_MMIO, self.id, type=kind, len=exit.len, gpa=hex(exit.phys_addr), val=exit.data.hex()
+            )
         else:
-            self.vm.trace(Event.KVM_PIO, self.id, rw=exit.direction, port=exit.port, size=exit.size, count=exit.count,
-                          val=exit.data.hex())
+            self.vm.trace(
+                Event.KVM_PIO,
+                self.id,
+                rw=exit.direction,
+                port=exit.port,
+                size=exit.size,
+                count=exit.count,
+                val=exit.data.hex(),
+            )

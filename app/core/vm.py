@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from app.core.atomics import Killed, Mutex, Shared, Task, atomic
@@ -39,6 +39,9 @@ class Switches:
     rwsem_steal: bool = False  # a reader may take a semaphore that has just become free
     killable: bool = False  # waiting for the semaphore ends with a signal
     exit_test: str = "before_r"  # as posted; "after_r" is the repaired order that loses no exit
+
+
+DEFAULT_SWITCHES = Switches()
 
 
 def unshared(shared: S) -> S:
@@ -100,7 +103,7 @@ class Vm:
         *,
         system: System | None = None,
         irqchip: bool = False,
-        switches: Switches = Switches(),
+        switches: Switches = DEFAULT_SWITCHES,
         flush_guests: bool = False,
         share: Callable[[Any], Any] = unshared,
         trace: Tracer = no_trace,
@@ -277,7 +280,9 @@ class Vm:
         await self._flush()  # the next write to each page is seen again
         return pages
 
-    async def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bits: Sequence[int], task: Task) -> None:
+    async def clear_dirty_log(
+        self, slot: int, first_page: int, num_pages: int, bits: Sequence[int], task: Task
+    ) -> None:
         """KVM_CLEAR_DIRTY_LOG: forget ``first_page + n`` for every n in ``bits`` below ``num_pages``.
 
         EINVAL: ``first_page`` no multiple of 64, or a range past the end, or ``num_pages`` no multiple of
@@ -294,8 +299,13 @@ class Vm:
         logged = await self._logged(name, slot)
         left = logged.npages - first_page
         if left < 0 or num_pages > left or (num_pages < left and num_pages % 64):
-            raise KvmError(errno.EINVAL, name, f"{num_pages} pages from {first_page} pass the end of the slot "
-                           f"({logged.npages}), or end before it and are no multiple of 64", field="num_pages")
+            raise KvmError(
+                errno.EINVAL,
+                name,
+                f"{num_pages} pages from {first_page} pass the end of the slot "
+                f"({logged.npages}), or end before it and are no multiple of 64",
+                field="num_pages",
+            )
         await self.memslots.clear_dirty(slot, tuple(first_page + bit for bit in bits if bit < num_pages))
         await self._flush()
 
@@ -365,8 +375,14 @@ class Vm:
     def _trace_slot(self, what: Plan) -> None:
         slot = what.new or what.old
         if slot is not None:
-            self.trace(Event.KVM_MEMSLOT, None, change=what.change.value, slot=slot.id, gpa=slot.region().guest_phys_addr,
-                       npages=slot.npages)
+            self.trace(
+                Event.KVM_MEMSLOT,
+                None,
+                change=what.change.value,
+                slot=slot.id,
+                gpa=slot.region().guest_phys_addr,
+                npages=slot.npages,
+            )
 
 
 def _check_slot_number(ioctl: str, slot: int) -> None:

@@ -42,15 +42,17 @@ def engine_factory(engine: str, mode: str) -> EngineFactory:
     """Return an engine's factory. EINVAL: unknown engine or mode; EOPNOTSUPP: it cannot be used here."""
     known = engines()
     if engine not in known:
-        raise KvmError(errno.EINVAL, "KVM_CREATE_VM", f"no engine {engine!r}; there are {', '.join(known)}", field="engine")
+        raise KvmError(
+            errno.EINVAL, "KVM_CREATE_VM", f"no engine {engine!r}; there are {', '.join(known)}", field="engine"
+        )
     if mode not in MODES:
         raise KvmError(errno.EINVAL, "KVM_CREATE_VM", f"mode {mode!r} is none of {', '.join(MODES)}", field="mode")
     if known[engine]:
         raise KvmError(errno.EOPNOTSUPP, "KVM_CREATE_VM", f"engine {engine}: {known[engine]}", field="engine")
     if engine == "script":
-        return EngineFactory(ScriptGuest, ScriptGuest.CACHES_TRANSLATIONS)
+        return EngineFactory(ScriptGuest, caches_translations=False)
     from app.guests.x86.guest import X86Guest  # noqa: PLC0415  unicorn is loaded only when it is used
     from app.guests.x86.turns import Turns  # noqa: PLC0415
 
     turns = Turns()  # of this VM's guest thread
-    return EngineFactory(lambda vcpu, memory: X86Guest(vcpu, memory, mode, turns), mode == "fast")
+    return EngineFactory(lambda vcpu, memory: X86Guest(vcpu, memory, mode, turns), caches_translations=mode == "fast")

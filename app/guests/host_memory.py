@@ -66,7 +66,9 @@ class HostMemory:
             raise KvmError(errno.EEXIST, "mmap", f"there is host memory named {name!r} already", field="name")
         size = -(-size // PAGE_SIZE) * PAGE_SIZE
         if self.allocated + size > self.limit:
-            raise KvmError(errno.ENOMEM, "mmap", f"{size} bytes more would pass the limit of {self.limit}", field="size")
+            raise KvmError(
+                errno.ENOMEM, "mmap", f"{size} bytes more would pass the limit of {self.limit}", field="size"
+            )
         try:
             buffer = _map(name, size)
         except (OSError, OverflowError) as error:
@@ -113,8 +115,9 @@ class HostMemory:
     def _backed(self, hva: int, length: int) -> Arena:
         arena = self.find(hva)
         if arena is None or hva + length > arena.base + arena.size:
-            raise KvmError(errno.EFAULT, "host memory", f"{length} bytes at {hva:#x} are not all backed",
-                           field="userspace_addr")
+            raise KvmError(
+                errno.EFAULT, "host memory", f"{length} bytes at {hva:#x} are not all backed", field="userspace_addr"
+            )
         return arena
 
 

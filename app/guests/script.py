@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from app.core.atomics import Shared, atomic, choose, preempt
 from app.core.errors import KvmError
@@ -32,10 +32,17 @@ if TYPE_CHECKING:
 
 SLICE = 64  # steps between two points where others may run
 MAX_DEPTH = 16
+LAST_PORT = 0xFFFF
 REGISTERS = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{n}" for n in range(8, 16)), "rip", "rflags")
 ARGUMENTS = {
-    "read": ("gpa", "size"), "write": ("gpa", "value", "size"), "compute": ("n",), "in": ("port", "size"),
-    "out": ("port", "value", "size"), "fetch": ("gpa",), "hlt": (), "spin": (),
+    "read": ("gpa", "size"),
+    "write": ("gpa", "value", "size"),
+    "compute": ("n",),
+    "in": ("port", "size"),
+    "out": ("port", "value", "size"),
+    "fetch": ("gpa",),
+    "hlt": (),
+    "spin": (),
 }
 OPTIONAL_SIZE = {"read": 8, "write": 8, "in": 1, "out": 1}
 SIZES = {"read": (1, 2, 4, 8), "write": (1, 2, 4, 8), "in": (1, 2, 4), "out": (1, 2, 4)}
@@ -104,14 +111,16 @@ def _compile_step(name: str, given: Sequence[object], path: str) -> Step:
         raise _bad(path, f"{name!r} is none of {', '.join([*ARGUMENTS, 'choose'])}")
     needed = len(names) - (name in OPTIONAL_SIZE)
     if not needed <= len(given) <= len(names):
-        raise _bad(path, f"{name} takes {', '.join(names) or 'nothing'}{' (size may be left out)' * (name in OPTIONAL_SIZE)}")
+        raise _bad(
+            path, f"{name} takes {', '.join(names) or 'nothing'}{' (size may be left out)' * (name in OPTIONAL_SIZE)}"
+        )
     values = {key: _number(value, key, path) for key, value in zip(names, given, strict=False)}
     size = values.get("size", OPTIONAL_SIZE.get(name, 0))
     if name in SIZES and size not in SIZES[name]:
         raise _bad(path, f"size {size} is none of {SIZES[name]}")
     address = values.get("gpa", values.get("port", values.get("n", 0)))
-    if "port" in values and address > 0xFFFF:
-        raise _bad(path, f"port {address:#x} is above 0xffff")
+    if "port" in values and address > LAST_PORT:
+        raise _bad(path, f"port {address:#x} is above {LAST_PORT:#x}")
     value = values.get("value", 0)
     if size and value >= 1 << 8 * size:
         raise _bad(path, f"value {value:#x} does not fit in {size} bytes")
@@ -170,8 +179,6 @@ def pieces(gpa: int, size: int) -> Iterator[Piece]:
 
 class ScriptGuest:
     """One vCPU's script. Registers are stored and given back; ``rip`` is the index of the next step."""
-
-    CACHES_TRANSLATIONS: ClassVar[bool] = False
 
     def __init__(self, vcpu: Vcpu, memory: HostMemory | None, program: Sequence[Step] = (Step("spin"),)) -> None:
         self.memory = memory  # None in the explorer, where no step depends on the contents of memory

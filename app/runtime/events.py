@@ -41,7 +41,9 @@ class Record:
 class EventLog:
     """Numbers events from 1 without a hole; ``epoch`` tells one numbering from another."""
 
-    def __init__(self, capacity: int = CAPACITY, *, epoch: str | None = None, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self, capacity: int = CAPACITY, *, epoch: str | None = None, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
         self.epoch = epoch or secrets.token_hex(4)
         self.seq = 0
         self.ring: deque[Record] = deque(maxlen=capacity)

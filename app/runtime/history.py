@@ -121,7 +121,9 @@ class RecordedMemory(HostMemory):
     def write(self, hva: int, data: bytes) -> None:
         # A fill is one byte many times; it is kept as such.
         fill = len(data) > READ and data.count(data[:1]) == len(data)
-        kept: Mapping[str, Any] = {"hva": hva, "byte": data[0], "length": len(data)} if fill else {"hva": hva, "data": bytes(data)}
+        kept: Mapping[str, Any] = (
+            {"hva": hva, "byte": data[0], "length": len(data)} if fill else {"hva": hva, "data": bytes(data)}
+        )
         call = self._history.begin("fill" if fill else "write", (), kept, 0 if fill else len(data))
         self._finish(call, lambda: super(RecordedMemory, self).write(hva, data))
 

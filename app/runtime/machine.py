@@ -22,7 +22,7 @@ from app.core.trace import Event, VcpuState
 from app.core.uapi import Fd, MpState, ioctl_by_request, unknown_errno
 from app.core.variants import variant as find_variant
 from app.core.vcpu import Vcpu
-from app.core.vm import Switches, System, Vm
+from app.core.vm import DEFAULT_SWITCHES, Switches, System, Vm
 from app.guests.engines import engine_factory
 from app.guests.host_memory import HostMemory
 from app.guests.script import ScriptGuest, compile_program
@@ -56,7 +56,7 @@ class Machine:
         engine: str = "script",
         mode: str = "precise",
         irqchip: bool = False,
-        switches: Switches = Switches(),
+        switches: Switches = DEFAULT_SWITCHES,
         seed: int = 0,
         memory_limit: int = 1 << 40,
     ) -> None:
@@ -76,7 +76,7 @@ class Machine:
         self._calls: set[asyncio.Task[Any]] = set()
         self._dead = False
         self._tids = count(1)
-        self._random = random.Random(seed)  # noqa: S311  reproducible choices, no secrets
+        self._random = random.Random(seed)
         self._transaction = asyncio.Lock()
         factory = engine_factory(engine, mode)
         self.vm = Vm(
@@ -211,9 +211,12 @@ class Machine:
     def _kick_timed_out(self, inside: Sequence[Vcpu], timeout_ms: int | None) -> KvmError:
         self._open_gate()
         still = [vcpu.id for vcpu in inside if vcpu.watched.state not in (VcpuState.USER, VcpuState.WAITING)]
-        return KvmError(errno.ETIMEDOUT, "KVM_KICK_ALL_RUNNING_VCPUS",
-                        f"after {timeout_ms} ms vcpus {still} were still in KVM_RUN; the kick was taken back",
-                        vcpus=still)
+        return KvmError(
+            errno.ETIMEDOUT,
+            "KVM_KICK_ALL_RUNNING_VCPUS",
+            f"after {timeout_ms} ms vcpus {still} were still in KVM_RUN; the kick was taken back",
+            vcpus=still,
+        )
 
     async def resume(self) -> dict[str, Any]:
         """KVM_RESUME_ALL_KICKED_VCPUS; lets well-behaved userspace go on."""
@@ -318,8 +321,12 @@ class Machine:
         pending = vcpu.arch.pending
         expected = pending.reply_length if pending is not None else 0
         if reply is not None and vcpu.mutex.owner is None and len(reply) != expected:
-            raise KvmError(errno.EINVAL, "KVM_RUN", f"the access that waits takes {expected} bytes, not {len(reply)}",
-                           field="reply")
+            raise KvmError(
+                errno.EINVAL,
+                "KVM_RUN",
+                f"the access that waits takes {expected} bytes, not {len(reply)}",
+                field="reply",
+            )
 
     async def run(self, vcpu_id: int, **options: Any) -> dict[str, Any]:
         """``start_run`` and its result in one; cancelled, it leaves as a departed client does."""
@@ -396,7 +403,10 @@ class Machine:
     def set_run_flag(self, vcpu_id: int, flag: str, value: bool) -> None:
         """Write ``immediate_exit`` or ``request_interrupt_window`` of the shared page; it stays so."""
         page = self.vcpu(vcpu_id).run_page
-        flags = {"immediate_exit": page.set_immediate_exit, "request_interrupt_window": page.set_request_interrupt_window}
+        flags = {
+            "immediate_exit": page.set_immediate_exit,
+            "request_interrupt_window": page.set_request_interrupt_window,
+        }
         if flag not in flags:
             raise KvmError(errno.EINVAL, "kvm_run", f"{flag!r} is none of {', '.join(flags)}", field="flag")
         perform_now(flags[flag](value))
@@ -410,12 +420,16 @@ class Machine:
 
     def _script(self, vcpu: Vcpu) -> ScriptGuest:
         if not isinstance(vcpu.guest, ScriptGuest):
-            raise KvmError(errno.ENOTTY, "program", f"engine {self.engine} has no programs; write code to memory instead")
+            raise KvmError(
+                errno.ENOTTY, "program", f"engine {self.engine} has no programs; write code to memory instead"
+            )
         return vcpu.guest
 
     def _compile(self, program: object) -> Any:
         if self.engine != "script":
-            raise KvmError(errno.ENOTTY, "program", f"engine {self.engine} has no programs; write code to memory instead")
+            raise KvmError(
+                errno.ENOTTY, "program", f"engine {self.engine} has no programs; write code to memory instead"
+            )
         return compile_program(program)
 
     # -- server-side VMM threads -------------------------------------------------------------------------
@@ -474,5 +488,10 @@ class Machine:
 
 
 def _at(error: KvmError, index: int) -> KvmError:
-    return KvmError(error.errno, error.ioctl, f"operation {index}: {error.detail}; nothing has changed",
-                    field=f"operations.{index}.{error.field}" if error.field else None, operation=index)
+    return KvmError(
+        error.errno,
+        error.ioctl,
+        f"operation {index}: {error.detail}; nothing has changed",
+        field=f"operations.{index}.{error.field}" if error.field else None,
+        operation=index,
+    )

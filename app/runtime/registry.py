@@ -21,10 +21,13 @@ CREATE = "KVM_CREATE_VM"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
+DEFAULT_LIMITS = Limits()
+
+
 class Registry:
     """Creates, finds and destroys machines; they share one event log and one kvm module."""
 
-    def __init__(self, limits: Limits = Limits(), log: EventLog | None = None) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS, log: EventLog | None = None) -> None:
         self.limits = limits
         self.log = log or EventLog()
         self.system = System()
@@ -61,8 +64,16 @@ class Registry:
         find_variant(variant)
         engine_factory(engine, mode)
         machine = Machine(
-            vm_id, log=self.log, system=self.system, variant=variant, engine=engine, mode=mode, irqchip=irqchip,
-            switches=_switches(switches or {}), seed=seed, memory_limit=self.limits.memory_per_vm,
+            vm_id,
+            log=self.log,
+            system=self.system,
+            variant=variant,
+            engine=engine,
+            mode=mode,
+            irqchip=irqchip,
+            switches=_switches(switches or {}),
+            seed=seed,
+            memory_limit=self.limits.memory_per_vm,
         )
         self.machines[vm_id] = machine
         self.log.emit(vm_id, "kvm_create_vm", None, {"variant": variant, "engine": engine, "mode": mode})
@@ -70,8 +81,7 @@ class Registry:
             given = _programs(programs)
             for vcpu_id in range(vcpus):
                 await machine.create_vcpu(vcpu_id, given.pop(vcpu_id, None))
-            if given:
-                raise KvmError(errno.EINVAL, CREATE, f"there is no vcpu {min(given)} for its program", field="programs")
+            _check_all_used(given)
         except BaseException:
             await self.destroy(vm_id)
             raise
@@ -104,19 +114,25 @@ class Registry:
 
     def _check_create(self, vm_id: str, vcpus: int) -> None:
         if not NAME.fullmatch(vm_id):
-            raise KvmError(errno.EINVAL, CREATE, f"{vm_id!r} is no name: letters, digits, '.', '_', '-', 64 at most", field="id")
+            raise KvmError(
+                errno.EINVAL, CREATE, f"{vm_id!r} is no name: letters, digits, '.', '_', '-', 64 at most", field="id"
+            )
         if vm_id in self.machines:
             raise KvmError(errno.EEXIST, CREATE, f"virtual machine {vm_id!r} exists", field="id")
         if len(self.machines) >= self.limits.vms:
             raise KvmError(errno.ENOSPC, CREATE, f"this server has at most {self.limits.vms} virtual machines")
         if not 0 <= vcpus <= self.limits.vcpus_per_vm:
-            raise KvmError(errno.EINVAL, CREATE, f"{vcpus} is not between 0 and {self.limits.vcpus_per_vm}", field="vcpus")
+            raise KvmError(
+                errno.EINVAL, CREATE, f"{vcpus} is not between 0 and {self.limits.vcpus_per_vm}", field="vcpus"
+            )
 
 
 def _switches(given: Mapping[str, Any]) -> Switches:
     known = {field.name for field in fields(Switches)}
     if unknown := set(given) - known:
-        raise KvmError(errno.EINVAL, CREATE, f"no switch {min(unknown)!r}; there are {', '.join(sorted(known))}", field="switches")
+        raise KvmError(
+            errno.EINVAL, CREATE, f"no switch {min(unknown)!r}; there are {', '.join(sorted(known))}", field="switches"
+        )
     if given.get("exit_test", "before_r") not in ("before_r", "after_r"):
         raise KvmError(errno.EINVAL, CREATE, "exit_test is before_r or after_r", field="switches.exit_test")
     return Switches(**given)
@@ -128,3 +144,8 @@ def _programs(given: Sequence[object] | Mapping[str, object] | None) -> dict[int
     if isinstance(given, Mapping):
         return {int(vcpu_id): program for vcpu_id, program in given.items()}
     return dict(enumerate(given))
+
+
+def _check_all_used(programs: Mapping[int, object]) -> None:
+    if programs:
+        raise KvmError(errno.EINVAL, CREATE, f"there is no vcpu {min(programs)} for its program", field="programs")

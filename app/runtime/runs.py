@@ -30,10 +30,17 @@ class Run:
         self._sent: Cause | None = None
         self._started = time.monotonic_ns()
         loop = asyncio.get_running_loop()
-        self._timer = None if timeout_ms is None else loop.call_later(timeout_ms / 1000, self.signal, Cause.POLL_TIMEOUT)
+        self._timer = (
+            None if timeout_ms is None else loop.call_later(timeout_ms / 1000, self.signal, Cause.POLL_TIMEOUT)
+        )
         self.task: asyncio.Task[RunResult] = loop.create_task(self._perform(page))
         machine.runs.add(self)
         self.task.add_done_callback(self._done)
+
+    @property
+    def sent(self) -> Cause | None:
+        """Why ``signal`` asked the run to leave, if it did."""
+        return self._sent
 
     async def _perform(self, page: PageWrites | None) -> RunResult:
         return await perform(self.vcpu.run_from_userspace(self.tid, page), self.machine.choose)

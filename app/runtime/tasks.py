@@ -17,7 +17,7 @@ from app.core.atomics import Blocked, Choice, Effect, Killed, Outside, Preempt
 T = TypeVar("T")
 
 
-def first_choice(alternatives: int) -> int:
+def first_choice(_alternatives: int) -> int:
     """Choose nothing at random."""
     return 0
 

@@ -123,5 +123,10 @@ def describe(thread: VmmThread | None) -> dict[str, Any] | None:
     """The ``thread`` member of a vCPU's shape."""
     if thread is None:
         return None
-    return {"behaviour": thread.behaviour, "spins": thread.spins, "handle_exits": thread.handle_exits,
-            "running": thread.running, "ended": thread.ended}
+    return {
+        "behaviour": thread.behaviour,
+        "spins": thread.spins,
+        "handle_exits": thread.handle_exits,
+        "running": thread.running,
+        "ended": thread.ended,
+    }

@@ -59,8 +59,10 @@ def locks(vm: Vm) -> dict[str, Any]:
     if not isinstance(semaphore, RwSemaphore):
         return {"readers": inside, "writer": None, "queue": []}
     now = time.monotonic_ns()
-    queue = [{"who": by_tid.get(tid, tid), "side": side.value, "age_ns": now - _since(semaphore, tid, now)}
-             for tid, side in semaphore.queue]
+    queue = [
+        {"who": by_tid.get(tid, tid), "side": side.value, "age_ns": now - _since(semaphore, tid, now)}
+        for tid, side in semaphore.queue
+    ]
     return {"readers": inside, "writer": semaphore.writer, "queue": queue}
 
 
@@ -87,11 +89,30 @@ def run_result(result: RunResult, cause: Cause | None, kick_id: int | None, run_
 def exit_details(exit: UserExit | None) -> dict[str, Any]:
     """The union arm of ``kvm_run`` that an exit fills in."""
     if isinstance(exit, IoExit):
-        return {"io": {"direction": exit.direction, "size": exit.size, "port": exit.port, "count": exit.count,
-                       "data": exit.data.hex() if exit.direction == "out" else None}}
+        return {
+            "io": {
+                "direction": exit.direction,
+                "size": exit.size,
+                "port": exit.port,
+                "count": exit.count,
+                "data": exit.data.hex() if exit.direction == "out" else None,
+            }
+        }
     if isinstance(exit, MmioExit):
-        return {"mmio": {"phys_addr": hex(exit.phys_addr), "len": exit.len, "is_write": exit.is_write,
-                         "data": exit.data.hex() if exit.is_write else None}}
+        return {
+            "mmio": {
+                "phys_addr": hex(exit.phys_addr),
+                "len": exit.len,
+                "is_write": exit.is_write,
+                "data": exit.data.hex() if exit.is_write else None,
+            }
+        }
     if isinstance(exit, InternalErrorExit):
-        return {"internal_error": {"suberror": int(exit.suberror), "ndata": len(exit.data), "data": [hex(word) for word in exit.data]}}
+        return {
+            "internal_error": {
+                "suberror": int(exit.suberror),
+                "ndata": len(exit.data),
+                "data": [hex(word) for word in exit.data],
+            }
+        }
     return {}

@@ -8,7 +8,6 @@ import pytest
 
 from app.core.errors import KvmError
 from app.core.uapi import NR_MEMSLOTS
-
 from tests.stepper import World
 
 PAGE = 4096

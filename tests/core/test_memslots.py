@@ -10,7 +10,6 @@ from app.core.errors import KvmError
 from app.core.memslots import UPDATE_IN_PROGRESS, USER_SPACE_END, Change, Memslots, Region, plan
 from app.core.uapi import NR_MEMSLOTS, MemFlag
 from app.runtime.tasks import perform_now
-
 from tests.stepper import World
 
 PAGE = 4096
@@ -76,7 +75,9 @@ def test_a_move_onto_another_slot_is_eexist():
 
 
 def test_neighbours_sparse_numbers_shared_backing_and_unmapped_host_memory_are_fine():
-    existing = slots(region(), region(slot=NR_MEMSLOTS - 1, guest_phys_addr=0x14000), region(slot=7, guest_phys_addr=0xC000))
+    existing = slots(
+        region(), region(slot=NR_MEMSLOTS - 1, guest_phys_addr=0x14000), region(slot=7, guest_phys_addr=0xC000)
+    )
     assert plan(existing, region(slot=9, guest_phys_addr=0, userspace_addr=0)).change is Change.CREATE
 
 

@@ -11,7 +11,6 @@ from app.core.guest import MmioExit
 from app.core.requests import Request
 from app.core.uapi import ExitReason, MpState
 from app.core.vcpu import Cause, PageWrites
-
 from tests.stepper import Thread, World
 
 IN_GUEST = "VcpuMode.wait_interrupt"
@@ -253,7 +252,9 @@ def test_signal_while_halted_returns_eintr_with_exit_intr_and_stays_halted():
     assert world.vcpu().arch.mp_state is MpState.HALTED
 
 
-@pytest.mark.parametrize("stop", ["VcpuArch.srcu_read_lock", "VcpuMode.enter", "VcpuMode.wait_interrupt", "VcpuMode.leave"])
+@pytest.mark.parametrize(
+    "stop", ["VcpuArch.srcu_read_lock", "VcpuMode.enter", "VcpuMode.wait_interrupt", "VcpuMode.leave"]
+)
 def test_a_killed_run_leaves_no_read_side_no_mutex_and_no_srcu_section(stop):
     world = World(program=[["read", 0], ["spin"]])
     run = world.run_vcpu().run_to(stop) if stop != "VcpuMode.leave" else world.run_vcpu().run()

@@ -31,7 +31,9 @@ def variant(name: str) -> type[Variant]:
     """Return one variant's class. Raises ``KvmError`` EINVAL for a name that no file has."""
     known = variants()
     if name not in known:
-        raise KvmError(errno.EINVAL, "KVM_CREATE_VM", f"no variant {name!r}; there are {', '.join(known)}", field="variant")
+        raise KvmError(
+            errno.EINVAL, "KVM_CREATE_VM", f"no variant {name!r}; there are {', '.join(known)}", field="variant"
+        )
     return known[name]
 
 
@@ -55,9 +57,14 @@ def summary(variant: type[Variant]) -> str:
 
 
 def _variant_in(module: ModuleType, name: str) -> type[Variant]:
-    own = [value for value in vars(module).values()
-           if isinstance(value, type) and issubclass(value, Variant) and value.__module__ == module.__name__]
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Variant) and value.__module__ == module.__name__
+    ]
     if len(own) != 1:
-        raise ValueError(f"{module.__file__}: a variant's file has exactly one subclass of Variant, this has {len(own)}")
+        raise ValueError(
+            f"{module.__file__}: a variant's file has exactly one subclass of Variant, this has {len(own)}"
+        )
     own[0].name = name
     return own[0]

@@ -24,8 +24,10 @@ class SrcuVariant(Sticky):
         await self.transactions.synchronize()
 
     async def run_begin(self, vcpu: Vcpu) -> object | None:
-        return (await self.transactions.read_lock(),)
+        index = await self.transactions.read_lock()
+        return (index,)
 
     async def run_end(self, vcpu: Vcpu, held: object) -> None:
-        (index,) = held  # type: ignore[misc]  # what run_begin returned
+        assert isinstance(held, tuple)
+        (index,) = held
         await self.transactions.read_unlock(index)

@@ -42,8 +42,12 @@ class SlotMemory:
         """The slots, cut where their host memory changes."""
         return [
             Segment(
-                (slot.base_gfn << PAGE_SHIFT) + run.hva - slot.userspace_addr, run.size, run.address,
-                slot.readonly, slot.logged, slot.invalid,
+                (slot.base_gfn << PAGE_SHIFT) + run.hva - slot.userspace_addr,
+                run.size,
+                run.address,
+                slot.readonly,
+                slot.logged,
+                slot.invalid,
             )
             for slot in self._memslots.ordered()
             for run in self._memory.runs(slot.userspace_addr, slot.npages << PAGE_SHIFT)
@@ -66,7 +70,6 @@ class X86Guest:
     def __init__(self, vcpu: Vcpu, memory: HostMemory, mode: str, turns: Turns) -> None:
         self.cpu = X86Cpu(SlotMemory(vcpu.vm.memslots, memory), mode=mode)
         self._turns = turns if mode == "fast" else None
-        self.CACHES_TRANSLATIONS = self._turns is not None
 
     async def enter(self, vcpu: Vcpu) -> Exit:
         """Execute until an exit or an IPI."""

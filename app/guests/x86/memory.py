@@ -38,8 +38,10 @@ class Segment:
 class GuestMemory(Protocol):
     """What the CPU asks of the owner of the memory slots."""
 
-    generation: int
-    """Changes whenever ``segments()`` would change or a ``log_dirty`` flag changes."""
+    @property
+    def generation(self) -> int:
+        """Changes whenever ``segments()`` would change or a ``log_dirty`` flag changes."""
+        ...
 
     def segments(self) -> Sequence[Segment]:
         """Return the segments; they do not overlap."""

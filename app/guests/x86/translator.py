@@ -22,7 +22,7 @@ from app.guests.x86.engine import (
     Stop,
 )
 from app.guests.x86.faults import GuestFaultError
-from app.guests.x86.memory import AccessStoppedError, PhysicalMemory
+from app.guests.x86.memory import PAGE_MASK, AccessStoppedError, PhysicalMemory
 from app.guests.x86.paging import FETCH, READ, WRITE, Mmu
 from app.guests.x86.registers import STATE_SIZE, CpuState
 
@@ -175,7 +175,7 @@ class Translator:
         if host is None:
             return None
         if access == FILL_FETCH:
-            return self._fill_code(page, host, long_mode=state.long_mode)
+            return self._fill_code(page, host, state)
         if access == FILL_WRITE:
             self._memory.note_dirty(found.gpa)
         elif not (found.writable and self._freely_writable(found.gpa, host)):
@@ -184,12 +184,16 @@ class Translator:
             self._flush_tlb()
         return host, CAN_READ | CAN_WRITE
 
-    def _fill_code(self, page: int, host: int, *, long_mode: bool) -> tuple[int, int]:
-        changed, alias = self._code.fetched(page, host, long_mode=long_mode)
+    def _fill_code(self, page: int, host: int, state: CpuState) -> tuple[int, int] | None:
+        changed, alias = self._code.fetched(page, host, long_mode=state.long_mode)
         if changed:
             self.engine.set_stops(self._code.all_stops())
         if alias:
             self._flush_tlb()
+        if self._code.is_stop(page) and state.linear_rip & PAGE_MASK != page:
+            # Translation of earlier code runs into this page, and asked about a stop at its first byte before the
+            # page was searched. Refuse: the stepper goes on until RIP is on this page.
+            return None
         return host, CAN_READ | CAN_EXECUTE
 
     def _freely_writable(self, gpa: int, host: int) -> bool:

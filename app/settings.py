@@ -1,0 +1,94 @@
+"""What one server is started with, and the limits that keep a client from taking everything.
+
+Settings are made once, checked when they are made, and never change; ``SettingsError`` is a sentence for the
+person at the command line.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.core.uapi import MAX_VCPUS
+
+
+class SettingsError(ValueError):
+    """These settings cannot be served, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server gives away at most. Sizes in bytes, times in milliseconds."""
+
+    vms: int = 64
+    vcpus_per_vm: int = MAX_VCPUS
+    memory_per_vm: int = 4 << 30
+    parked_runs: int = 2_048
+    run_timeout_ms: int = 60_000
+    script_operations: int = 10_000
+    body: int = 16 << 20
+    streams: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """How event streams behave. Times in seconds; ``backlog`` counts events."""
+
+    heartbeat_s: float = 10.0
+    tick_s: float = 0.005  # events that come closer together than this share one write
+    backlog: int = 8_192  # a reader further behind gets a gap and a snapshot
+    write_timeout_s: float = 30.0  # a reader that takes nothing for so long is cut off
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of ``kickstand serve``. ``state_dir`` None or ``ephemeral``: nothing outlives the process."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uds: Path | None = None
+    token_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()  # further names that clients may reach the server by
+    default_vm: bool = True
+    vcpus: int = 4
+    variant: str = "sticky"
+    engine: str = "script"
+    allow_reset: bool = False
+    ephemeral: bool = True
+    state_dir: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    streams: StreamSettings = field(default_factory=StreamSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse what would be unsafe or could never start."""
+        if not 0 <= self.port <= 0xFFFF:
+            raise SettingsError(f"port {self.port} is not between 0 and 65535")
+        if not 0 <= self.vcpus <= self.limits.vcpus_per_vm:
+            raise SettingsError(f"{self.vcpus} vcpus are not between 0 and {self.limits.vcpus_per_vm}")
+        if self.uds is None and self.token_file is None and not is_loopback(self.host):
+            raise SettingsError(
+                f"{self.host} can be reached from other machines: refused without a token (--token-file FILE)"
+            )
+
+    def token(self) -> str | None:
+        """Read the bearer token; None without a token file. ``SettingsError`` if the file is of no use."""
+        if self.token_file is None:
+            return None
+        try:
+            token = self.token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"token file {self.token_file}: {error}") from error
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise SettingsError(f"token file {self.token_file}: a token is one word of printable ASCII characters")
+        return token
+
+
+def is_loopback(host: str) -> bool:
+    """True if only this machine can reach an address; a name other than ``localhost`` is not trusted to be one."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
