@@ -215,7 +215,9 @@ class X86Cpu:
         if "rflags" in regs:
             state.flags = regs["rflags"]
             state.update_hidden_flags()
-        self._emulator.events.queued = None
+        events = self._emulator.events
+        if events.queued is not None and events.queued.exception:
+            events.queued = None
 
     def special_registers(self) -> dict[str, Any]:
         """KVM_GET_SREGS."""

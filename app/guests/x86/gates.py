@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.guests.x86.faults import GP, NP, SS_FAULT, TS, GuestFaultError
+from app.guests.x86.faults import BP, DB, DF, GP, NP, OF, SS_FAULT, TS, GuestFaultError
 from app.guests.x86.registers import FLAG_IF, FLAG_NT, FLAG_RF, FLAG_TF, FLAG_VM, RSP
 from app.guests.x86.segments import CS, DS, ES, FS, GS, SS, SegmentCache
 
@@ -18,6 +18,7 @@ _PRESENT = 1 << 15
 _GATE16 = (6, 7)
 _GATE32 = (14, 15)
 _TSS32 = (9, 11)
+_NOT_FAULTS = frozenset((DB, BP, OF, DF))  # these do not set RF in the frame (kvm: exception_type)
 _VM86_SEGMENTS = (GS, FS, DS, ES)
 
 
@@ -151,7 +152,8 @@ def _frame(state: CpuState, event: Event, return_rip: int, *, switched: bool) ->
     words = [state.segment[index].selector for index in _VM86_SEGMENTS] if state.eflags & FLAG_VM else []
     if switched:
         words += [state.segment[SS].selector, state.gpr[RSP]]
-    words += [state.flags, state.segment[CS].selector, return_rip]
+    resume = FLAG_RF if event.exception and event.vector not in _NOT_FAULTS else 0
+    words += [state.flags | resume, state.segment[CS].selector, return_rip]
     return words if event.error is None else [*words, event.error]
 
 

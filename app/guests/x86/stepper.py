@@ -25,7 +25,7 @@ from app.guests.x86.engine import (
 )
 from app.guests.x86.faults import DeviceAccessError, GuestFaultError
 from app.guests.x86.memory import PAGE, PAGE_MASK, AccessStoppedError, Fragment, page_pieces
-from app.guests.x86.paging import READ, WRITE
+from app.guests.x86.paging import FETCH, READ, WRITE
 from app.guests.x86.registers import STATE_SIZE
 from app.guests.x86.virtual import MAX_INSTRUCTION
 
@@ -90,9 +90,9 @@ class Stepper:
             ctypes.memset(ctypes.addressof(mine.breakpoints), 0, len(pointers))
             stop = self._engine.run(1)
             step = self._step
+            if step.interruption is None and stop is Stop.ACCESS:
+                step.interruption = DeviceAccessError(self._memory.gpa(self._linear, FETCH, user=self._user))
             if step.interruption is None:
-                if stop is Stop.ACCESS:
-                    raise RuntimeError("an instruction was refused an access that had been granted")
                 self._commit(state, pointers, stop)
             return step
 

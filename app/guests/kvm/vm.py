@@ -1,0 +1,220 @@
+"""A virtual machine of the real kernel as the core's ``Vm``.
+
+Every ioctl goes to the kernel and its answer is the kernel's; ``memslots`` is a copy of what succeeded, for
+observers. The two proposed ioctls do not exist there: they are what a VMM can do in userspace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import os
+import re
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+from app.core.atomics import Task, outside
+from app.core.errors import KvmError
+from app.core.memslots import Change, Region, Slot
+from app.core.trace import Event, Tracer
+from app.core.uapi import (
+    KVM_CLEAR_DIRTY_LOG,
+    KVM_DIRTY_LOG,
+    KVM_IRQ_LEVEL,
+    KVM_MSI,
+    KVM_USERSPACE_MEMORY_REGION,
+    PAGE_SHIFT,
+    MemFlag,
+)
+from app.core.variants import variant as find_variant
+from app.core.vcpu import Vcpu
+from app.core.vm import Switches, System, Vm
+from app.guests.host_memory import HostMemory
+from app.guests.kvm import device
+from app.guests.kvm.addresses import Addresses
+from app.guests.kvm.device import Device
+from app.guests.kvm.thread import Worker
+from app.guests.kvm.vcpu import DeviceVcpu
+
+IN_USERSPACE = ("none", "accel_blocker", "signal")
+DIRTY_BYTE = re.compile(rb"[^\0]")
+LOW = 0xFFFF_FFFF
+
+
+def userspace_variant(name: str) -> str:
+    """The variant that does what ``name`` stands for without a changed kernel: itself, or QEMU's accel-blocker."""
+    find_variant(name)
+    return name if name in IN_USERSPACE else "accel_blocker"
+
+
+class DeviceVm(Vm):
+    """Raises ``KvmError`` EOPNOTSUPP, with the reason, where /dev/kvm cannot be used."""
+
+    def __init__(self, vm_id: str, variant: str, memory: HostMemory, *, system: System, irqchip: bool = False,
+                 switches: Switches = Switches(), trace: Tracer) -> None:
+        self.device = Device()
+        self.page_size = self.device.page_size
+        self.fd = self.device.create_vm()
+        self.addresses = Addresses(memory)
+        self._worker: Worker | None = None
+        self._closed = False
+        super().__init__(vm_id, find_variant(userspace_variant(variant)), _no_guest, system=system, switches=switches, trace=trace)
+        if irqchip:
+            try:
+                self._create_irqchip()
+            except KvmError:
+                self.close()
+                raise
+
+    async def _in_worker(self, work: Callable[[], Any], then: Callable[[], None] = lambda: None) -> None:
+        """Make a call in the VM's thread; ``then`` follows its success even if nobody waits any more."""
+        if self._worker is None:
+            self._worker = Worker(f"{self.id}/slots")
+        future = self._worker.call(work)
+        future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else then())
+        await outside(asyncio.shield(future))
+
+    # -- vCPUs -----------------------------------------------------------------------------------------------
+
+    async def create_vcpu(self, vcpu_id: int, task: Task) -> Vcpu:
+        """KVM_CREATE_VCPU, and KVM_SET_CPUID2 with everything the kernel supports."""
+        await self.check_alive("KVM_CREATE_VCPU")
+        fd = device.ioctl(self.fd, "CREATE_VCPU", vcpu_id)
+        try:
+            vcpu = DeviceVcpu(self, vcpu_id, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self.vcpus[vcpu_id] = vcpu
+        await self.variant.vcpu_created(vcpu)
+        await self.lifetime.add(vcpu_id)
+        return vcpu
+
+    # -- memory ----------------------------------------------------------------------------------------------
+
+    async def _set_region(self, region: Region) -> Change:
+        old = self.memslots.slots.get(region.slot)
+        value = {"slot": region.slot, "flags": region.flags, "guest_phys_addr": region.guest_phys_addr,
+                 "memory_size": region.memory_size, "userspace_addr": self.addresses.of_slot(region)}
+        try:
+            await self._in_worker(
+                partial(device.write, self.fd, "SET_USER_MEMORY_REGION", KVM_USERSPACE_MEMORY_REGION, value),
+                partial(self._copy, region),
+            )
+        finally:
+            self.addresses.keep_only(self.memslots.slots.values())
+        return _change(old, self.memslots.slots.get(region.slot))
+
+    def _copy(self, region: Region) -> None:
+        """Repeat a slot that the kernel made or removed."""
+        new = _slot(region) if region.memory_size else None
+        old = self.memslots.slots.get(region.slot)
+        _at_once(self.memslots.publish(((region.slot, new),)))
+        shown = new or old
+        if shown is not None:
+            self.trace(Event.KVM_MEMSLOT, None, change=_change(old, new).value, slot=shown.id,
+                       gpa=shown.region().guest_phys_addr, npages=shown.npages)
+
+    async def _set_regions(self, regions: Sequence[Region]) -> list[Change]:
+        raise KvmError(errno.ENOTTY, "KVM_SET_USER_MEMORY_REGION_LIST", "a real kernel does not know this ioctl")
+
+    async def _restore(self, state: tuple[Any, ...]) -> None:
+        before = dict(state[0])
+        for slot in [slot for slot in self.memslots.slots.values() if before.get(slot.id) != slot]:
+            await self._set_region(Region(slot.id, 0, 0, 0, 0))
+        for slot in before.values():
+            if slot.id not in self.memslots.slots:
+                await self._set_region(slot.region())
+
+    async def _fetch_dirty(self, slot: int) -> tuple[int, ...]:
+        known = self.memslots.slots.get(slot)
+        bitmap = ctypes.create_string_buffer(_bitmap_bytes(known.npages if known is not None else 0))
+        value = {"slot": slot, "dirty_bitmap": ctypes.addressof(bitmap)}
+        await self._in_worker(partial(device.write, self.fd, "GET_DIRTY_LOG", KVM_DIRTY_LOG, value))
+        return _pages(bitmap.raw)
+
+    async def _clear_dirty(self, slot: int, first_page: int, num_pages: int, bits: tuple[int, ...]) -> None:
+        known = self.memslots.slots.get(slot)
+        pages = min(num_pages, known.npages if known is not None else 0)
+        bitmap = ctypes.create_string_buffer(_bitmap_bytes(pages))
+        for bit in bits:
+            if bit < pages:
+                bitmap[bit // 8] = bitmap[bit // 8][0] | 1 << bit % 8
+        value = {"slot": slot, "num_pages": num_pages, "first_page": first_page, "dirty_bitmap": ctypes.addressof(bitmap)}
+        await self._in_worker(partial(device.write, self.fd, "CLEAR_DIRTY_LOG", KVM_CLEAR_DIRTY_LOG, value))
+
+    # -- interrupts ------------------------------------------------------------------------------------------
+
+    def _create_irqchip(self) -> None:
+        device.ioctl(self.fd, "CREATE_IRQCHIP")
+        self.irqchip = True
+
+    async def create_irqchip(self) -> None:
+        """KVM_CREATE_IRQCHIP."""
+        await self.check_alive("KVM_CREATE_IRQCHIP")
+        self._create_irqchip()
+
+    async def irq_line(self, irq: int, level: int) -> None:
+        """KVM_IRQ_LINE."""
+        await self.check_alive("KVM_IRQ_LINE")
+        device.write(self.fd, "IRQ_LINE", KVM_IRQ_LEVEL, {"irq": irq, "level": level})
+
+    async def signal_msi(self, address: int, data: int) -> bool:
+        """KVM_SIGNAL_MSI; true if a vCPU took it."""
+        await self.check_alive("KVM_SIGNAL_MSI")
+        value = {"address_lo": address & LOW, "address_hi": address >> 32, "data": data}
+        return device.write(self.fd, "SIGNAL_MSI", KVM_MSI, value) > 0
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close every descriptor, once. No vCPU is in KVM_RUN any more."""
+        if self._closed:
+            return
+        self._closed = True
+        for vcpu in self.vcpus.values():
+            if isinstance(vcpu, DeviceVcpu):
+                vcpu.close()
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker.join(1.0)
+        os.close(self.fd)
+        self.device.close()
+        self.addresses.keep_only(())
+
+
+def _no_guest(_vcpu: Vcpu) -> Any:
+    """A vCPU of the kernel makes its own."""
+    return None
+
+
+def _slot(region: Region) -> Slot:
+    return Slot(region.slot, region.guest_phys_addr >> PAGE_SHIFT, region.memory_size >> PAGE_SHIFT, MemFlag(region.flags),
+                region.userspace_addr)
+
+
+def _change(old: Slot | None, new: Slot | None) -> Change:
+    if old is None or new is None:
+        return Change.NOTHING if old is new else Change.DELETE if new is None else Change.CREATE
+    if old.base_gfn != new.base_gfn:
+        return Change.MOVE
+    return Change.NOTHING if old == new else Change.FLAGS_ONLY
+
+
+def _bitmap_bytes(pages: int) -> int:
+    return max(8, -(-pages // 64) * 8)
+
+
+def _pages(bitmap: bytes) -> tuple[int, ...]:
+    return tuple(
+        found.start() * 8 + bit for found in DIRTY_BYTE.finditer(bitmap) for bit in range(8) if bitmap[found.start()] >> bit & 1
+    )
+
+
+def _at_once(core: Coroutine[Any, Any, Any]) -> None:
+    """Perform an operation that never blocks."""
+    with contextlib.suppress(StopIteration):
+        core.send(None)

@@ -1,0 +1,180 @@
+"""Guest memory as the CPU keeps it in view: slots that change, code that is rewritten, logs, sharing."""
+
+import struct
+
+from app.core.guest import HltExit, InternalErrorExit, IoExit, MmioExit
+from app.guests.x86.cpu import X86Cpu
+from tests.guests.test_x86_exits import ENTRY, HOLE, TABLES, Machine, Ram, modes, special_registers, wide
+
+
+@modes
+def test_code_rewritten_by_the_host_is_seen(mode, engine):
+    machine = Machine(mode, "b001e642f4", engine=engine)
+    assert machine.run() == IoExit("out", 1, 0x42, 1, b"\x01")
+    assert machine.run() == HltExit()
+    machine.poke(ENTRY + 1, b"\x02")
+    machine.cpu.set_registers({"rip": ENTRY})
+    assert machine.run() == IoExit("out", 1, 0x42, 1, b"\x02")
+
+
+@modes
+def test_an_instruction_that_becomes_port_io_stops(mode, engine):
+    machine = Machine(mode, "9090b001f4", engine=engine)
+    assert machine.run() == HltExit()
+    machine.poke(ENTRY, "e642")
+    machine.cpu.set_registers({"rip": ENTRY})
+    assert machine.run() == IoExit("out", 1, 0x42, 1, b"\x01")
+
+
+@modes
+def test_a_guest_that_writes_port_io_into_its_own_code_stops_there(mode, engine):
+    store = "66c70342ee" if mode != "real" else "67c70342ee"
+    # Twice over the same code: first harmless (inc), then rewritten to "out dx, al" before it runs again.
+    code = store.replace("42ee", "90ee") + "ffe1"
+    machine = Machine(mode, code, engine=engine, rbx=0x1010, rcx=0x1010, rdx=0x42)
+    machine.poke(0x1010, "9090f4")
+    machine.cpu.set_registers({"rip": 0x1010})
+    assert machine.run() == HltExit()
+    machine.cpu.set_registers({"rip": ENTRY})
+    assert machine.run() == IoExit("out", 1, 0x42, 1, b"\x00")
+
+
+def test_code_written_through_another_virtual_address_is_seen():
+    store = "c603ee"  # mov byte [rbx], "out dx, al"
+    machine = Machine("long64", store + "ffe1", rbx=0x200000 + 0x3000, rcx=0x3000, rdx=0x42)
+    machine.poke(TABLES + 0x2008, struct.pack("<Q", 0xE3))  # the second 2 MiB are the first
+    machine.poke(0x3000, "90f4")
+    machine.cpu.set_registers({"rip": 0x3000})
+    assert machine.run() == HltExit()
+    machine.cpu.set_registers({"rip": ENTRY})
+    assert machine.run() == IoExit("out", 1, 0x42, 1, b"\x00")
+
+
+def test_self_modifying_code_in_a_loop_runs_the_new_code():
+    # 1000: inc eax; mov byte [1000+1-1+...]: turns "inc eax" (40) into "dec eax" (48) after the first round
+    machine = Machine("prot32", "40c6030049" + "75f9f4", rbx=ENTRY, rcx=3)
+    machine.poke(ENTRY, "40" + "c60348" + "49" + "75f9" + "f4")
+    assert machine.run() == HltExit()
+    assert machine.reg("rax") == (1 - 2) & 0xFFFFFFFF
+
+
+def test_port_io_that_begins_on_one_page_and_ends_on_the_next_stops():
+    machine = Machine("prot32", "66", entry=0x1FFF, rax=0x1234)
+    machine.poke(0x2000, "e742f4")
+    assert machine.run() == IoExit("out", 2, 0x42, 1, b"\x34\x12")
+    assert machine.run() == HltExit()
+
+
+@modes
+def test_port_io_at_the_start_of_a_page_stops_when_code_runs_into_it(mode, engine):
+    machine = Machine(mode, "fec0" * 8, engine=engine, entry=0x1FF0)
+    machine.poke(0x2000, "e642fec0f4")
+    for _ in range(2):
+        machine.cpu.set_registers({"rip": 0x1FF0, "rax": 0})
+        assert machine.run() == IoExit("out", 1, 0x42, 1, b"\x08")
+        assert machine.run() == HltExit()
+        assert machine.reg("rax") == 9
+
+
+def test_bytes_that_look_like_port_io_inside_an_instruction_do_not_stop():
+    machine = Machine("prot32", "b8eeeeeeee" + "40" + "f4")
+    assert machine.run() == HltExit()
+    assert machine.reg("rax") == 0xEEEEEEEF
+
+
+@modes
+def test_a_slot_deleted_under_a_running_guest_is_gone_at_once(mode, engine):
+    machine = Machine(mode, wide(mode, "8b03") + "e642" + wide(mode, "8b03") + "f4", engine=engine, rbx=HOLE)
+    page = Ram(0x1000)
+    machine.slots.put(HOLE, page)
+    assert machine.run() == IoExit("out", 1, 0x42, 1, b"\0")
+    machine.slots.remove(HOLE)
+    assert machine.run() == MmioExit(HOLE, 4, is_write=False)
+
+
+def test_when_the_slot_with_the_code_goes_the_next_fetch_fails():
+    machine = Machine("prot32", "ebfe")
+    assert machine.cpu.run(100) is None
+    machine.slots.remove(0)
+    assert machine.run() == InternalErrorExit(gpa=ENTRY)
+
+
+def test_a_slot_that_moves_takes_its_memory_along():
+    machine = Machine("prot32", "8b038b09f4", rbx=HOLE, rcx=HOLE + 0x1000)
+    page = Ram(0x1000)
+    page.bytes[:4] = b"\x07\0\0\0"
+    machine.slots.put(HOLE, page)
+    machine.cpu.run(1)
+    machine.slots.remove(HOLE)
+    machine.slots.put(HOLE + 0x1000, page)
+    assert machine.run() == HltExit()
+    assert machine.reg("rcx") == 7
+
+
+def test_two_slots_may_share_host_memory_even_partly():
+    machine = Machine("prot32", "8903" + "8b09" + "f4", rbx=HOLE + 0x1000, rcx=0x30000, rax=0x55)
+    pages = Ram(0x3000)
+    machine.slots.put(HOLE, pages, size=0x2000)
+    machine.slots.put(0x30000, pages, offset=0x1000)
+    assert machine.run() == HltExit()
+    assert machine.reg("rcx") == 0x55
+
+
+@modes
+def test_each_logged_page_is_reported_when_it_is_first_written(mode, engine):
+    machine = Machine(mode, wide(mode, "8b03") + wide(mode, "8903") * 2 + "f4", engine=engine, rbx=HOLE + 0xFFE)
+    machine.slots.put(HOLE, Ram(0x3000), log_dirty=True)
+    assert machine.run() == HltExit()
+    assert set(machine.slots.dirty) == {HOLE, HOLE + 0x1000}
+
+
+def test_a_page_is_reported_again_after_the_log_was_fetched():
+    machine = Machine("prot32", "8903f48903f4", rbx=HOLE)
+    machine.slots.put(HOLE, Ram(0x1000), log_dirty=True)
+    machine.run()
+    assert machine.slots.dirty == [HOLE]
+    machine.slots.dirty.clear()
+    machine.run()
+    assert machine.slots.dirty == [HOLE]
+
+
+def test_reading_does_not_make_a_page_dirty():
+    machine = Machine("prot32", "8b03f4", rbx=HOLE)
+    machine.slots.put(HOLE, Ram(0x1000), log_dirty=True)
+    machine.run()
+    assert machine.slots.dirty == []
+
+
+def test_ins_and_the_memory_part_of_a_straddling_write_are_logged():
+    machine = Machine("prot32", "6c8903f4", rdi=HOLE, rbx=HOLE + 0xFFE, rdx=0x60)
+    machine.slots.put(HOLE, Ram(0x1000), log_dirty=True)
+    machine.run()
+    assert machine.slots.dirty == []
+    assert machine.run(b"x") == MmioExit(HOLE + 0x1000, 2, is_write=True, data=b"\0\0")
+    assert set(machine.slots.dirty) == {HOLE}
+
+
+def test_two_cpus_see_each_others_writes_and_code():
+    first = Machine("prot32", "c6032af4", rbx=0x4000)
+    second = X86Cpu(first.slots)
+    second.set_special_registers(special_registers("prot32"))
+    first.poke(0x2000, "8a03e642f4")
+    second.set_registers({"rip": 0x2000, "rbx": 0x4000, "rflags": 2})
+    assert second.run(100) == IoExit("out", 1, 0x42, 1, b"\0")
+    assert first.run() == HltExit()
+    second.complete(None)
+    second.set_registers({"rip": 0x2000})
+    assert second.run(100) == IoExit("out", 1, 0x42, 1, b"\x2a")
+    first.cpu.set_registers({"rip": ENTRY, "rbx": 0x2003})  # rewrites the port number
+    first.run()
+    second.complete(None)
+    second.set_registers({"rip": 0x2000})
+    assert second.run(100) == IoExit("out", 1, 0x2A, 1, b"\x2a")
+
+
+def test_a_closed_cpu_keeps_its_registers_and_can_run_again():
+    machine = Machine("prot32", "404040f4")
+    machine.cpu.run(1)
+    machine.cpu.close()
+    assert machine.run() == HltExit()
+    assert machine.reg("rax") == 3
