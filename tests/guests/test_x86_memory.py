@@ -4,6 +4,7 @@ import struct
 
 from app.core.guest import HltExit, InternalErrorExit, IoExit, MmioExit
 from app.guests.x86.cpu import X86Cpu
+from app.guests.x86.engine import Engine
 from tests.guests.test_x86_exits import ENTRY, HOLE, TABLES, Machine, Ram, modes, special_registers, wide
 
 
@@ -178,3 +179,29 @@ def test_a_closed_cpu_keeps_its_registers_and_can_run_again():
     machine.cpu.close()
     assert machine.run() == HltExit()
     assert machine.reg("rax") == 3
+
+
+@modes
+def test_stops_do_not_change_while_the_translator_runs(mode, engine, monkeypatch):
+    # Unicorn walks its stops at the end of each run; a change from within a TLB fill would free them under it.
+    running, changed = [], []
+    run, set_stops = Engine.run, Engine.set_stops
+
+    def watched_run(self, count):
+        running.append(count)
+        try:
+            return run(self, count)
+        finally:
+            running.pop()
+
+    def watched_stops(self, addresses):
+        changed.append(bool(running))
+        set_stops(self, addresses)
+
+    monkeypatch.setattr(Engine, "run", watched_run)
+    monkeypatch.setattr(Engine, "set_stops", watched_stops)
+    machine = Machine(mode, "e642" + "ebfc", engine=engine)
+    for _ in range(3):
+        assert machine.run() == IoExit("out", 1, 0x42, 1, b"\x00")
+    assert changed
+    assert not any(changed)

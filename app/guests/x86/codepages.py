@@ -78,6 +78,11 @@ class CodePages:
         """True if the translator stops before this linear address."""
         return address in self._stops
 
+    def knows(self, virtual: int, host: int, *, long_mode: bool) -> bool:
+        """True if this page was searched as it is now."""
+        page = self._pages.get(host, {}).get(virtual)
+        return page is not None and page.long_mode == long_mode and page.content == ctypes.string_at(host, PAGE)
+
     def fetched(self, virtual: int, host: int, *, long_mode: bool) -> tuple[bool, bool]:
         """Code of this page is about to be translated: (stops changed, a writable alias may be in the TLB)."""
         alias = host in self._writable and self._writable.pop(host) != virtual

@@ -43,6 +43,7 @@ class Translator:
         self._code = CodePages()
         self._written: set[int] = set()
         self._stale_tlb = False
+        self._new_code: tuple[int, int, bool] | None = None  # a page that a run wanted to translate from first
         self._version = -1
         memory.on_write = self._note_write
 
@@ -119,7 +120,20 @@ class Translator:
             self._written.clear()
         if self._stale_tlb:
             self._flush_tlb()
-        return self.engine.run(count)
+        while True:
+            self._new_code = None
+            stop = self.engine.run(count)
+            if stop is not Stop.ACCESS or self._new_code is None:
+                return stop
+            self._search_code(*self._new_code)
+
+    def _search_code(self, page: int, host: int, long_mode: bool) -> None:
+        """Search a page that code is about to be translated from for instructions that belong to KVM."""
+        changed, alias = self._code.fetched(page, host, long_mode=long_mode)
+        if changed:
+            self.engine.set_stops(self._code.all_stops())
+        if alias:
+            self._flush_tlb()
 
     def stopped_before(self, address: int) -> bool:
         """True if the instruction at this linear address may be one that the engine must not execute."""
@@ -185,9 +199,12 @@ class Translator:
         return host, CAN_READ | CAN_WRITE
 
     def _fill_code(self, page: int, host: int, state: CpuState) -> tuple[int, int] | None:
-        changed, alias = self._code.fetched(page, host, long_mode=state.long_mode)
-        if changed:
-            self.engine.set_stops(self._code.all_stops())
+        if not self._code.knows(page, host, long_mode=state.long_mode):
+            # Stops must not change now: Unicorn also asks when it walks through them at the end of a run, and
+            # would go on in freed memory. The run ends, ``run`` searches the page, and it goes on from there.
+            self._new_code = page, host, state.long_mode
+            return None
+        _, alias = self._code.fetched(page, host, long_mode=state.long_mode)
         if alias:
             self._flush_tlb()
         if self._code.is_stop(page) and state.linear_rip & PAGE_MASK != page:
