@@ -314,7 +314,7 @@ class Client(Calls[Json, bytes]):
         return response.content
 
     def events(self, after: str | None = None) -> Iterator[Json]:
-        """Yield the VM's events: a snapshot, then everything after it, until the server says ``bye``."""
+        """Yield the VM's events, ``{"id", "event", "data"}``: a snapshot, then everything after it, until ``bye``."""
         with self.http.stream("GET", self._vm("/events"), **_streaming(after)) as response:
             if response.is_error:
                 response.read()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from app.core.uapi import MAX_VCPUS
 
+HIGHEST_PORT = 0xFFFF
+
 
 class SettingsError(ValueError):
     """These settings cannot be served, and why."""
@@ -62,7 +64,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what would be unsafe or could never start."""
-        if not 0 <= self.port <= 0xFFFF:
+        if not 0 <= self.port <= HIGHEST_PORT:
             raise SettingsError(f"port {self.port} is not between 0 and 65535")
         if not 0 <= self.vcpus <= self.limits.vcpus_per_vm:
             raise SettingsError(f"{self.vcpus} vcpus are not between 0 and {self.limits.vcpus_per_vm}")

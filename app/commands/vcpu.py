@@ -42,11 +42,9 @@ def list_vcpus(
     if as_json:
         show(answer, as_json=True)
         return
-    from rich.console import Console
+    from app.commands.watch import console, vcpu_table
 
-    from app.commands.watch import vcpu_table
-
-    Console().print(vcpu_table(answer["vcpus"]))
+    console().print(vcpu_table(answer["vcpus"]))
 
 
 @app.command("show")

@@ -38,13 +38,13 @@ def events(
 
 
 def _line(event: Json) -> str:
-    shown = {name: value for name, value in event.items() if name not in ("event", "id", "seq", "vm", "vcpu", "t_ns")}
-    if event.get("event") == "snapshot":
-        shown = {"vcpus": "..."}
-    who = "-" if event.get("vcpu") is None else f"vcpu {event['vcpu']}"
-    return f"{event.get('seq', '-'):>8} {who:>9} {event.get('event', '?'):<20} " + " ".join(
-        f"{k}={v}" for k, v in shown.items()
-    )
+    data = event["data"]
+    shown = {name: value for name, value in data.items() if name not in ("seq", "vm", "vcpu", "t_ns")}
+    if event["event"] == "snapshot":
+        shown = {"vcpus": len(data.get("vcpus", ()))}
+    who = "-" if data.get("vcpu") is None else f"vcpu {data['vcpu']}"
+    rest = " ".join(f"{name}={value}" for name, value in shown.items())
+    return f"{data.get('seq', '-'):>8} {who:>9} {event['event']:<20} {rest}"
 
 
 def trace(
@@ -81,7 +81,7 @@ def top(
             print(json.dumps(client.vcpus()))
             return
         try:
-            with Live(vcpu_table(client.vcpus()["vcpus"]), auto_refresh=False) as live:
+            with Live(vcpu_table(client.vcpus()["vcpus"]), console=console(), auto_refresh=False) as live:
                 looks = 1
                 while looks != count:
                     time.sleep(interval)
@@ -91,12 +91,21 @@ def top(
             raise typer.Exit(0) from None
 
 
+def console() -> Any:
+    """The terminal, or a file wide enough for the tables."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
 def vcpu_table(vcpus: Sequence[Json]) -> Any:
     """VCPUs as a table; the state is a glyph and a word, never a colour alone."""
     from rich.table import Table
 
     table = Table()
-    for heading in ("vcpu", "state", "mp_state", "exit reason", "thread", "requests"):
+    for heading in ("vcpu", "state"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("mp_state", "exit reason", "thread", "requests"):
         table.add_column(heading)
     for heading in ("runs", "exits", "EINTR", "spins"):
         table.add_column(heading, justify="right")

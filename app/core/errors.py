@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno as _errno
 
+_NAMES = _errno.errorcode | {_errno.EOPNOTSUPP: "EOPNOTSUPP"}  # Python knows this number as ENOTSUP, Linux does not
+
 
 class KvmError(Exception):
     """An ioctl returned -1 with ``errno``.
@@ -24,4 +26,4 @@ class KvmError(Exception):
 
 def errno_name(errno: int) -> str:
     """Return the symbolic name of an errno value: ``4`` gives ``"EINTR"``, an unknown one ``"E<n>"``."""
-    return _errno.errorcode.get(errno, f"E{errno}")
+    return _NAMES.get(errno, f"E{errno}")

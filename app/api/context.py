@@ -1,0 +1,133 @@
+"""What the routers share: the machines, the settings, the streams' hub, and the limits at the door."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
+
+from app.api.hub import Hub
+from app.api.sessions import Sessions
+from app.core.errors import KvmError
+from app.core.vcpu import Cause
+from app.runtime.machine import Machine
+from app.runtime.registry import Registry
+from app.settings import Settings
+
+T = TypeVar("T")
+DEFAULT_VM = "default"
+LEAVE_S = 0.2  # how long parked runs may take to leave when the server stops
+
+
+class Context:
+    """One server's state, as ``app.state.context``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.registry = Registry(settings.limits)
+        self.hub = Hub(self.registry.log, settings.streams)
+        self.sessions = Sessions(settings.token())
+        self.stopping = False
+
+    async def start(self) -> None:
+        """Create the default VM, if the settings want one."""
+        options = self.settings
+        if options.default_vm:
+            await self.registry.create(DEFAULT_VM, vcpus=options.vcpus, variant=options.variant, engine=options.engine)
+
+    async def reset(self) -> None:
+        """Drop everything and be as at the start. EPERM unless the settings allow it."""
+        if not self.settings.allow_reset:
+            raise KvmError(errno.EPERM, "reset", "this server was started without --allow-reset")
+        await self.registry.reset()
+        await self.start()
+
+    async def stop(self) -> None:
+        """End what clients wait for: parked runs leave by a signal, streams say ``bye``, other ioctls get EIO."""
+        self.stopping = True
+        runs = [run for machine in self.registry.machines.values() for run in machine.runs]
+        for run in runs:
+            run.signal(Cause.SIGNAL)
+        if runs:
+            await asyncio.wait([run.task for run in runs], timeout=LEAVE_S)
+        self.hub.close()
+        for machine in tuple(self.registry.machines.values()):
+            await machine.destroy()
+
+    # -- limits ------------------------------------------------------------------------------------------
+
+    def admit_run(self, ioctl: str = "KVM_RUN") -> None:
+        """EAGAIN if as many runs are parked as the limit allows, or the server stops."""
+        limit = self.settings.limits.parked_runs
+        if self.stopping:
+            raise KvmError(errno.EAGAIN, ioctl, "the server is shutting down")
+        if self.registry.parked_runs >= limit:
+            raise KvmError(errno.EAGAIN, ioctl, f"{limit} runs are parked, which is the limit (parked_runs)")
+
+    def admit_vcpu(self, machine: Machine) -> None:
+        """EINVAL, as KVM answers, if the VM has as many vCPUs as the limit allows."""
+        limit = self.settings.limits.vcpus_per_vm
+        if len(machine.vm.vcpus) >= limit:
+            raise KvmError(errno.EINVAL, "KVM_CREATE_VCPU", f"a VM has at most {limit} vcpus here (vcpus_per_vm)")
+
+
+def context_of(request: Request) -> Context:
+    """The server's state."""
+    context: Context = request.app.state.context
+    return context
+
+
+def machine_of(request: Request) -> Machine:
+    """The machine that a path is about: ``default``, or the one it names. ENODEV if there is none."""
+    return context_of(request).registry.get(request.path_params.get("vm", DEFAULT_VM))
+
+
+async def _context(request: Request) -> Context:
+    return context_of(request)
+
+
+async def _machine(request: Request) -> Machine:
+    return machine_of(request)
+
+
+TheContext = Annotated[Context, Depends(_context)]
+TheMachine = Annotated[Machine, Depends(_machine)]
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Perform an ioctl that may wait; a client that goes away kills the thread that waits for it.
+
+    The body must have been read. The watcher is started only if the ioctl does wait.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.sleep(0)
+        if not task.done():
+            await _until_done_or_gone(request, task)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if task.cancelled():
+        raise HTTPException(503, "the client is gone, or the server stops")
+    return task.result()
+
+
+async def _until_done_or_gone(request: Request, task: asyncio.Task[Any]) -> None:
+    gone = asyncio.create_task(disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+    finally:
+        gone.cancel()
+
+
+async def disconnected(request: Request) -> None:
+    """Return when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

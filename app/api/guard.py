@@ -1,0 +1,186 @@
+"""The outermost layer: who may talk to this server, how much they may send, and what every answer carries.
+
+A pure ASGI application around the framework. It checks the Host (against DNS rebinding), where a browser says
+that a request comes from (a web page must not be able to kick), and the token if there is one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import secrets
+from collections.abc import Iterable
+from itertools import count
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api import problems
+from app.api.sessions import Sessions
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+WILDCARD = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared with, not bound to
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+# What a browser loads before it has a session: pages without data, and the way to get a session.
+OPEN = frozenset({"/", "/docs", "/healthz", "/session"})
+OPEN_PREFIXES = ("/static/", "/dashboard/")
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    ),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.:-]+?)(?::\d{1,5})?")
+
+
+class Guard:
+    """Checks requests before the application sees them, and completes its responses.
+
+    ``hosts`` are the names, besides loopback, that this server is reached by.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Iterable[str], max_body: int, sessions: Sessions) -> None:
+        self.app = app
+        given = {host.lower().strip("[]") for host in hosts}
+        self.hosts = LOOPBACK | given
+        self.any_address = bool(given & WILDCARD)
+        self.max_body = max_body
+        self.sessions = sessions
+        self._prefix = secrets.token_hex(4)
+        self._numbers = count(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer why not."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = self._request_id(headers)
+        scope[problems.REQUEST_ID] = request_id
+        send = _completed(send, request_id)
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        try:
+            await self.app(scope, self._bounded(headers, receive), send)
+        except Exception as error:  # noqa: BLE001  whatever it was, the client gets a problem and the log gets the rest
+            await problems.internal(scope, error)(scope, receive, send)
+
+    def _request_id(self, headers: Headers) -> str:
+        given = headers.get("x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given
+        return f"{self._prefix}-{next(self._numbers)}"
+
+    # -- checks ------------------------------------------------------------------------------------------
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        """The answer to a request that must not pass, or None."""
+        return (
+            self._check_host(scope, headers)
+            or self._check_origin(scope, headers)
+            or self._check_token(scope, headers)
+            or self._check_length(scope, headers)
+        )
+
+    def _check_host(self, scope: Scope, headers: Headers) -> Response | None:
+        given = headers.getlist("host")
+        if len(given) != 1:
+            return problems.http_failure(scope, 400, "a request has exactly one Host header")
+        if self._knows(given[0]):
+            return None
+        return problems.http_failure(scope, 403, f"Host {given[0]!r} is not a name of this server (see --allow-host)")
+
+    def _knows(self, host: str) -> bool:
+        host = host.lower()
+        if host.strip("[]") in self.hosts:
+            return True
+        match = _HOST.fullmatch(host)
+        if match is None:
+            return False
+        name = match[1].strip("[]")
+        return name in self.hosts or (self.any_address and _is_address(name))
+
+    def _check_origin(self, scope: Scope, headers: Headers) -> Response | None:
+        if scope["method"] in SAFE_METHODS or same_origin(scope, headers):
+            return None
+        return problems.http_failure(scope, 403, "a page of another origin may not send this request")
+
+    def _check_token(self, scope: Scope, headers: Headers) -> Response | None:
+        path: str = scope["path"]
+        if not self.sessions.required or path in OPEN or path.startswith(OPEN_PREFIXES):
+            return None
+        if self.sessions.admits(headers):
+            return None
+        detail = "this server wants its token: Authorization: Bearer TOKEN, or a session of the browser"
+        return problems.http_failure(scope, 401, detail, {"WWW-Authenticate": "Bearer"})
+
+    # -- the size of a body ------------------------------------------------------------------------------
+
+    def _check_length(self, scope: Scope, headers: Headers) -> Response | None:
+        length = headers.get("content-length")
+        if length is None or (length.isdecimal() and int(length) <= self.max_body):
+            return None
+        return self._too_large(scope)
+
+    def _too_large(self, scope: Scope) -> Response:
+        return problems.http_failure(scope, 413, self._too_large_detail, {"Connection": "close"})
+
+    @property
+    def _too_large_detail(self) -> str:
+        return f"the body is larger than the limit of {self.max_body} bytes"
+
+    def _bounded(self, headers: Headers, receive: Receive) -> Receive:
+        """Count the bytes of a body whose length was not declared."""
+        if "transfer-encoding" not in headers:
+            return receive
+        return _counted(receive, self.max_body, self._too_large_detail)
+
+
+def same_origin(scope: Scope, headers: Headers) -> bool:
+    """False if a browser says that another site's page makes this request."""
+    if headers.get("sec-fetch-site", "same-origin") != "same-origin":
+        return False
+    origin = headers.get("origin")
+    return origin is None or origin == f"{scope['scheme']}://{headers['host']}"
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _counted(receive: Receive, limit: int, detail: str) -> Receive:
+    taken = 0
+
+    async def counting() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > limit:
+            raise HTTPException(413, detail, {"Connection": "close"})
+        return message
+
+    return counting
+
+
+def _completed(send: Send, request_id: str) -> Send:
+    """Add the headers that every response has."""
+    own = (*SECURITY_HEADERS, (b"x-request-id", request_id.encode()))
+
+    async def completed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *own]
+        await send(message)
+
+    return completed

@@ -1,0 +1,183 @@
+"""Where event streams sleep, and the bytes they share.
+
+The log wakes the hub once, the hub wakes every stream that sleeps; however many events come before the loop
+turns, a stream wakes once and takes them all. Streams with the same view and position share the joined bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from app.core.errors import KvmError
+from app.runtime.events import EventLog, Record
+from app.settings import StreamSettings
+
+CHUNK = 1_024  # events in one write at most
+SHARED = 16  # joined chunks kept for streams at the same position
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Which events a stream shows: all, one VM's, or one vCPU's."""
+
+    vm: str | None = None
+    vcpu: int | None = None
+
+    def shows(self, record: Record) -> bool:
+        """The event belongs to this view."""
+        if self.vm is None:
+            return True
+        return record.vm == self.vm and (self.vcpu is None or record.vcpu == self.vcpu)
+
+
+class Wire:
+    """How one event becomes bytes."""
+
+    media_type = ""
+
+    def event(self, name: str, event_id: str | None, data: bytes) -> bytes:
+        """Encode an event; without an id a client's resume point stays where it was."""
+        raise NotImplementedError
+
+    def heartbeat(self, seq: int) -> bytes:
+        """Encode "nothing new, still here"."""
+        raise NotImplementedError
+
+    def preamble(self) -> bytes:
+        """What comes before the first event."""
+        return b""
+
+
+class ServerSentEvents(Wire):
+    """The browser's format."""
+
+    media_type = "text/event-stream"
+
+    def event(self, name: str, event_id: str | None, data: bytes) -> bytes:
+        head = f"id: {event_id}\nevent: {name}\n" if event_id is not None else f"event: {name}\n"
+        return b"%bdata: %b\n\n" % (head.encode(), data)
+
+    def heartbeat(self, seq: int) -> bytes:
+        return f": hb {seq}\n\n".encode()
+
+    def preamble(self) -> bytes:
+        return b"retry: 1000\n\n"
+
+
+class JsonLines(Wire):
+    """One object a line: ``{"id", "event", "data"}``."""
+
+    media_type = "application/x-ndjson"
+
+    def event(self, name: str, event_id: str | None, data: bytes) -> bytes:
+        return b'{"id":%b,"event":"%b","data":%b}\n' % (json.dumps(event_id).encode(), name.encode(), data)
+
+    def heartbeat(self, seq: int) -> bytes:
+        return b'{"id":null,"event":"heartbeat","data":{"seq":%d}}\n' % seq
+
+
+SSE, NDJSON = ServerSentEvents(), JsonLines()
+
+
+class Hub:
+    """All streams of one server."""
+
+    def __init__(self, log: EventLog, settings: StreamSettings) -> None:
+        self.log = log
+        self.settings = settings
+        self.streams = 0  # open now
+        self.gaps = 0  # told to slow readers so far
+        self.closed = False
+        self._sleepers: set[asyncio.Future[None]] = set()
+        self._armed = False
+        self._shared: dict[tuple[View, Wire, int], tuple[bytes, int]] = {}
+
+    def admit(self, limit: int) -> None:
+        """EAGAIN if ``limit`` streams are open."""
+        if self.streams >= limit:
+            raise KvmError(errno.EAGAIN, "events", f"{limit} event streams are open, which is the limit (streams)")
+
+    def close(self) -> None:
+        """Wake every stream for its last words."""
+        self.closed = True
+        self._wake()
+
+    async def wait(self, seq: int, seconds: float) -> None:
+        """Sleep until there are events after ``seq``, the hub closes, or ``seconds`` have passed; always suspends."""
+        if self.log.seq > seq or self.closed:
+            await asyncio.sleep(0)
+            return
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        self._sleepers.add(woken)
+        if not self._armed:
+            self._armed = True
+            self.log.wake_at_next(self._wake)
+        timer = loop.call_later(max(seconds, 0), _set, woken)
+        try:
+            await woken
+        finally:
+            timer.cancel()
+            self._sleepers.discard(woken)
+
+    def _wake(self) -> None:
+        self._armed = False
+        sleepers, self._sleepers = self._sleepers, set()
+        for woken in sleepers:
+            _set(woken)
+
+    def chunk(self, view: View, wire: Wire, seq: int) -> tuple[bytes, int]:
+        """The next events after ``seq`` as one piece, and the number of the last one looked at."""
+        key = (view, wire, seq)
+        found = self._shared.get(key)
+        if found is None or found[1] < min(self.log.seq, seq + CHUNK):
+            found = self._join(view, wire, seq)
+            if len(self._shared) >= SHARED:
+                self._shared.clear()
+            self._shared[key] = found
+        return found
+
+    def _join(self, view: View, wire: Wire, seq: int) -> tuple[bytes, int]:
+        records, _ = self.log.since(seq, CHUNK)
+        if not records:
+            return b"", seq
+        epoch = self.log.epoch
+        joined = b"".join(
+            wire.event(record.name, f"{epoch}-{record.seq}", record.data) for record in records if view.shows(record)
+        )
+        return joined, records[-1].seq
+
+    def behind(self, seq: int) -> bool:
+        """A reader at ``seq`` has fallen too far back, or the ring has dropped what it needs."""
+        return self.log.seq - seq > min(self.settings.backlog, len(self.log.ring))
+
+    def missed(self, view: View, seq: int) -> int:
+        """How many events of a view a reader at ``seq`` will never see; those no longer known all count."""
+        records, lost = self.log.since(seq)
+        return lost + sum(map(view.shows, records))
+
+    def resume_point(self, given: str) -> int | str:
+        """The number to go on after, or why a client's last event id is of no use."""
+        epoch, dash, number = given.strip().rpartition("-")
+        if dash and epoch != self.log.epoch:
+            return "epoch"
+        if not (number.isascii() and number.isdecimal()) or len(number) > 18:  # noqa: PLR2004  fits 64 bits
+            return "unusable"
+        seq = int(number)
+        if seq > self.log.seq:
+            return "future"
+        return "too_old" if self.behind(seq) else seq
+
+
+def _set(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
+
+
+def encode(data: dict[str, Any]) -> bytes:
+    """One line of JSON."""
+    return json.dumps(data, separators=(",", ":"), default=str).encode()

@@ -1,0 +1,75 @@
+"""KVM_RUN as a long poll. A client that goes away is a signal to the vCPU's thread.
+
+The hot path: the body is read here rather than by the framework, and the client is watched only if the run parks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+
+from fastapi import Request
+from starlette.responses import Response
+
+from app.api import answers
+from app.api.context import context_of, disconnected, machine_of
+from app.api.operations import VCPU, Operations
+from app.api.problems import wrong_media_type
+from app.api.replies import reply
+from app.api.schemas import Run, VcpuId
+from app.core.errors import KvmError
+from app.core.vcpu import Cause
+from app.runtime.machine import DEFAULT_RUN_MS
+from app.runtime.runs import Run as Running
+
+router = Operations("vcpus", *VCPU)
+BODY = {"required": False, "content": {"application/json": {"schema": Run.model_json_schema()}}}
+NOTHING_ASKED = Run()
+
+
+@router.post("/{id}/run", answer=answers.RunDone, ioctl="KVM_RUN", body=BODY)
+async def run(request: Request, id: VcpuId) -> Response:
+    """Run a vCPU until it leaves KVM_RUN. EINTR and EAGAIN are ordinary answers; `Kickstand-Errno` repeats them."""
+    content = await request.body()
+    if content and not is_json(request):
+        return wrong_media_type(request)
+    asked = Run.model_validate_json(content) if content else NOTHING_ASKED
+    context = context_of(request)
+    context.admit_run()
+    running = machine_of(request).start_run(
+        id,
+        reply=asked.reply,
+        immediate_exit=asked.immediate_exit,
+        timeout_ms=_timeout(asked, context.settings.limits.run_timeout_ms),
+        nowait=asked.nowait,
+    )
+    await asyncio.sleep(0)
+    if not running.task.done():
+        await _park(request, running)
+    answer = await running.result()
+    return reply(answer, headers={"Kickstand-Errno": answer["errno"]} if answer["errno"] else None)
+
+
+def _timeout(asked: Run, longest: int) -> int:
+    if asked.timeout_ms is None:
+        return min(DEFAULT_RUN_MS, longest)
+    if asked.timeout_ms > longest:
+        raise KvmError(errno.EINVAL, "KVM_RUN", f"timeout_ms is at most {longest} (run_timeout_ms)", field="timeout_ms")
+    return asked.timeout_ms
+
+
+async def _park(request: Request, running: Running) -> None:
+    """Wait for the run to leave, and make it leave when the client has gone."""
+    gone = asyncio.create_task(disconnected(request))
+    try:
+        await asyncio.wait({running.task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.task.done():
+            running.signal(Cause.CLIENT_DISCONNECT)
+    finally:
+        gone.cancel()
+
+
+def is_json(request: Request) -> bool:
+    """The content type says JSON."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json"))

@@ -1,0 +1,214 @@
+"""Live event streams: a snapshot at one sequence number, then every event after it, without a hole.
+
+A stream is three things that can end it: its client, a write that never finishes, and the server. Whichever
+it is, both tasks of the stream are over when ``__call__`` returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Query, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.api.context import TheContext, TheMachine, context_of
+from app.api.hub import NDJSON, SSE, Hub, View, Wire, encode
+from app.api.operations import ROOT, STREAM, VCPU, VM, Operations
+from app.api.schemas import VcpuId
+from app.runtime.machine import Machine
+
+ABORT = "kickstand.abort"  # ASGI extension of our server: drop the connection, whatever is still buffered
+
+
+async def _resume(
+    after: Annotated[
+        str | None, Query(description="The id of the last event seen; what came after it follows.")
+    ] = None,
+    last_event_id: Annotated[str | None, Header(description="As `after`, which it wins over.")] = None,
+) -> str | None:
+    return last_event_id or after
+
+
+Resume = Annotated[str | None, Depends(_resume)]
+
+
+class Stream:
+    """What one client has been told so far, and what comes next.
+
+    ``describe`` gives the state for a snapshot; ``gone`` says that there is nothing left to report about.
+    """
+
+    def __init__(
+        self, hub: Hub, view: View, wire: Wire, describe: Callable[[], dict[str, Any]], gone: Callable[[], bool]
+    ) -> None:
+        self.hub = hub
+        self.view = view
+        self.wire = wire
+        self.describe = describe
+        self.gone = gone
+        self.seq = 0
+
+    def opening(self, resume: str | None) -> bytes:
+        """The first bytes: nothing but the preamble for a client that can go on, else a snapshot."""
+        if resume is None:
+            return self.wire.preamble() + self.snapshot()
+        point = self.hub.resume_point(resume)
+        if isinstance(point, int):
+            self.seq = point
+            return self.wire.preamble()
+        return self.wire.preamble() + self.gap({"reason": point, "after": resume[:64]}) + self.snapshot()
+
+    def snapshot(self) -> bytes:
+        """The whole state now; events go on from here."""
+        self.seq = self.hub.log.seq
+        return self._control("snapshot", self.describe(), f"{self.hub.log.epoch}-{self.seq}")
+
+    def gap(self, why: dict[str, Any]) -> bytes:
+        """Events are missing here. It has no id, so that a client that leaves now will learn of it again."""
+        return self._control("gap", why, None)
+
+    def following(self) -> bytes:
+        """What has happened since, as far as one write goes."""
+        if self.hub.behind(self.seq):
+            self.hub.gaps += 1
+            count = self.hub.missed(self.view, self.seq)
+            why = {"reason": "slow", "count": count, "from": self.seq + 1, "to": self.hub.log.seq}
+            return self.gap(why) + self.snapshot()
+        joined, self.seq = self.hub.chunk(self.view, self.wire, self.seq)
+        return joined
+
+    def bye(self) -> bytes:
+        """The last event of a stream that the server ends."""
+        reason = "shutdown" if self.hub.closed else "destroyed"
+        return self._control("bye", {"reason": reason}, f"{self.hub.log.epoch}-{self.seq}")
+
+    @property
+    def ending(self) -> bool:
+        """Nothing more will come."""
+        return self.hub.closed or self.gone()
+
+    def _control(self, name: str, members: dict[str, Any], event_id: str | None) -> bytes:
+        log = self.hub.log
+        envelope = {"seq": log.seq, "vm": self.view.vm, "vcpu": self.view.vcpu, "t_ns": log.elapsed_ns}
+        return self.wire.event(name, event_id, encode(members | envelope))
+
+
+class EventStream(Response):
+    """Sends a stream to its client, each write in bounded time."""
+
+    def __init__(self, stream: Stream, resume: str | None) -> None:
+        super().__init__(None, 200, {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}, stream.wire.media_type)
+        del self.headers["content-length"]
+        self.stream = stream
+        self.resume = resume
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write until the client goes, stops reading, or the server ends the stream."""
+        self.stream.hub.streams += 1
+        try:
+            await self._serve(scope, receive, send)
+        finally:
+            self.stream.hub.streams -= 1
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writer = asyncio.create_task(self._write(send))
+        watcher = asyncio.create_task(_until_disconnected(receive))
+        try:
+            await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done() and isinstance(writer.exception(), TimeoutError):
+                await _abort(scope, watcher)
+        finally:
+            writer.cancel()
+            watcher.cancel()
+            ended = await asyncio.gather(writer, watcher, return_exceptions=True)
+        for outcome in ended:
+            if isinstance(outcome, Exception) and not isinstance(outcome, TimeoutError):
+                raise outcome
+
+    async def _write(self, send: Send) -> None:
+        stream, settings, loop = self.stream, self.stream.hub.settings, asyncio.get_running_loop()
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await self._send(send, stream.opening(self.resume))
+        sent_at = loop.time()
+        while True:
+            await stream.hub.wait(stream.seq, sent_at + settings.heartbeat_s - loop.time())
+            ending = stream.ending
+            data = stream.following()
+            if ending and stream.seq == stream.hub.log.seq:
+                await self._send(send, data + stream.bye(), more=False)
+                return
+            if not data and loop.time() >= sent_at + settings.heartbeat_s:
+                data = stream.wire.heartbeat(stream.seq)
+            if data:
+                await self._send(send, data)
+                sent_at = loop.time()
+            await asyncio.sleep(settings.tick_s)
+
+    async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
+        async with asyncio.timeout(self.stream.hub.settings.write_timeout_s):
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+async def _until_disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _abort(scope: Scope, watcher: asyncio.Task[None]) -> None:
+    """Cut off a client that does not read, if the server can."""
+    abort = scope.get("extensions", {}).get(ABORT)
+    if abort is not None:
+        abort()
+        await asyncio.wait({watcher}, timeout=1)
+
+
+def _stream(
+    request: Request,
+    resume: str | None,
+    view: View,
+    state: Callable[[], dict[str, Any]],
+    gone: Callable[[], bool] = lambda: False,
+) -> EventStream:
+    context = context_of(request)
+    context.hub.admit(context.settings.limits.streams)
+    wire = NDJSON if NDJSON.media_type in request.headers.get("accept", "") else SSE
+    return EventStream(Stream(context.hub, view, wire, state, gone), resume)
+
+
+def _gone(request: Request, machine: Machine) -> Callable[[], bool]:
+    machines = context_of(request).registry.machines
+    return lambda: machines.get(machine.id) is not machine
+
+
+every = Operations("events", *ROOT)
+of_vm = Operations("events", *VM)
+of_vcpu = Operations("events", *VCPU)
+
+
+@every.get("/events", answer=STREAM)
+async def stream_all(request: Request, context: TheContext, resume: Resume) -> Response:
+    """Stream the events of every VM."""
+    registry = context.registry
+    return _stream(request, resume, View(), lambda: {"epoch": registry.log.epoch, "vms": registry.describe()})
+
+
+@of_vm.get("/events", answer=STREAM)
+async def stream_vm(request: Request, machine: TheMachine, resume: Resume) -> Response:
+    """Stream the events of one VM."""
+    view = View(machine.id)
+    return _stream(
+        request, resume, view, lambda: machine.describe() | {"locks": machine.locks()}, _gone(request, machine)
+    )
+
+
+@of_vcpu.get("/{id}/events", answer=STREAM)
+async def stream_vcpu(request: Request, id: VcpuId, machine: TheMachine, resume: Resume) -> Response:
+    """Stream the events of one vCPU."""
+    machine.vcpu(id)
+    view = View(machine.id, id)
+    return _stream(
+        request, resume, view, lambda: machine.describe_vcpu(id) | {"epoch": machine.log.epoch}, _gone(request, machine)
+    )

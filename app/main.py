@@ -1,0 +1,235 @@
+"""The application factory and the server process.
+
+The framework's server waits for connections before it tells the application to stop, so open streams would keep
+it alive for ever. ``Server`` ends them first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+import stat
+import sys
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app import __version__
+from app.api import memory, openapi, problems, runs, script, streams, system, trace, vcpus, vms
+from app.api.context import Context
+from app.api.guard import SECURITY_HEADERS, Guard
+from app.core.errors import KvmError
+from app.core.variants import variant
+from app.guests.engines import engine_factory
+from app.settings import Settings, SettingsError
+
+BACKSTOP_S = 3
+CUT_OFF_S = 0.5  # how long clients may take to read the last words
+SEND_BUFFER = 256 << 10  # bounds what the kernel keeps for a client that does not read
+OPEN_FILES = 65_536
+ROUTERS = (
+    runs.router,
+    vcpus.router,
+    vms.one_vm,
+    vms.all_vms,
+    memory.router,
+    script.router,
+    trace.router,
+    streams.of_vcpu,
+    streams.of_vm,
+    streams.every,
+    system.router,
+)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application. Nothing runs until its lifespan starts; the schema needs no more than this."""
+    context = Context(settings or Settings())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await context.start()
+        try:
+            yield
+        finally:
+            await context.stop()
+
+    app = FastAPI(
+        title="Kickstand",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.context = context
+    problems.install(app)
+    for router in ROUTERS:
+        router.register(app)
+    openapi.install(app)
+    app.mount("/static", StaticFiles(directory=system.STATIC))
+    if system.DASHBOARD.is_dir():
+        app.mount("/dashboard", StaticFiles(directory=system.DASHBOARD))
+    hosts = (*context.settings.allowed_hosts, context.settings.host)
+    app.add_middleware(Guard, hosts=hosts, max_body=context.settings.limits.body, sessions=context.sessions)
+    return app
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP/1.1 that answers nonsense with a problem, and lets a stream cut off a client that does not read."""
+
+    def on_message_begin(self) -> None:
+        """Offer ``abort`` to the application."""
+        super().on_message_begin()
+        abort: Any = self.transport.abort
+        self.scope["extensions"] = {streams.ABORT: abort}
+
+    def send_400_response(self, msg: str) -> None:
+        """The bytes were not HTTP."""
+        response = problems.http_failure({"path": ""}, 400, msg, {"Connection": "close"})
+        headers = [*response.raw_headers, *SECURITY_HEADERS]
+        lines = [b"HTTP/1.1 400 Bad Request", *(b"%b: %b" % header for header in headers), b"", bytes(response.body)]
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """A server that ends its streams and parked runs before it waits for connections."""
+
+    def __init__(self, app: FastAPI, ready: Callable[[], None] | None = None) -> None:
+        self.context: Context = app.state.context
+        self.ready = ready
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="on",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=BACKSTOP_S,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say when connections are accepted."""
+        await super().startup(sockets)
+        if self.ready is not None and self.started:
+            self.ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what waits, then everything else; who has not read the last words by then is cut off."""
+        await self.context.stop()
+        cut_off = asyncio.get_running_loop().call_later(CUT_OFF_S, self._cut_off)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut_off.cancel()
+
+    def _cut_off(self) -> None:
+        for connection in tuple(self.server_state.connections):
+            transport: Any = connection.transport
+            transport.abort()
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Make the listening socket: TCP, or a UNIX socket that only this user may use.
+
+    ``SettingsError`` if the address cannot be had.
+    """
+    if settings.uds is not None:
+        return _bind_uds(settings.uds)
+    try:
+        info = socket.getaddrinfo(settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(info[0], info[1])
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        listener.bind(info[4])
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
+    return listener
+
+
+def _bind_uds(path: Path) -> socket.socket:
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(os.fspath(path))
+        path.chmod(0o600)  # nobody can connect before it listens
+    except OSError as error:
+        listener.close()
+        raise SettingsError(f"cannot listen on {path}: {error.strerror or error}") from error
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket of a server that is gone; leave everything else alone."""
+    if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink()
+
+
+def url_of(settings: Settings, listener: socket.socket, code: str | None) -> str:
+    """The address to click on; with a token it carries a code that works once."""
+    if settings.uds is not None:
+        return f"unix:{settings.uds}"
+    host, port = listener.getsockname()[:2]
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/" + (f"#code={code}" if code else "")
+
+
+def announce(url: str) -> None:
+    """Print the address, alone on its line so that a terminal makes it a link."""
+    sys.stdout.write(f"Kickstand serves\n{url}\n")
+    sys.stdout.flush()
+
+
+def serve(settings: Settings, *, ready: Callable[[str], None] = announce) -> None:
+    """Serve until SIGTERM or SIGINT. ``ready`` gets the URL once connections are accepted.
+
+    ``SettingsError`` if the settings cannot be served.
+    """
+    _check_names(settings)
+    app = create_app(settings)
+    sessions = app.state.context.sessions
+    listener = bind(settings)
+    url = url_of(settings, listener, sessions.code() if sessions.required else None)
+    _raise_file_limit()
+    try:
+        Server(app, partial(ready, url)).run(sockets=[listener])
+    finally:
+        listener.close()
+        if settings.uds is not None:
+            settings.uds.unlink(missing_ok=True)
+
+
+def _check_names(settings: Settings) -> None:
+    """Find out now, rather than at the start of the lifespan, that the default VM cannot be made."""
+    try:
+        variant(settings.variant)
+        engine_factory(settings.engine, "precise")
+    except KvmError as error:
+        raise SettingsError(error.detail) from error
+
+
+def _raise_file_limit() -> None:
+    """Every parked run and every stream is an open file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

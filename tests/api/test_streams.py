@@ -1,0 +1,231 @@
+"""Event streams: snapshot, then everything, in order and without a hole; slow, lost and departed readers."""
+
+import asyncio
+import json
+import socket
+
+import pytest
+
+from app.settings import Limits, StreamSettings
+from tests.api.live import assert_problem, events, live, until
+
+
+def seqs(seen):
+    return [event["data"]["seq"] for event in seen]
+
+
+@pytest.mark.parametrize("ndjson", [False, True], ids=["sse", "ndjson"])
+async def test_a_snapshot_comes_first_and_then_every_event_after_it_without_a_hole(server, client, ndjson):
+    machine = await server.registry.create("whole", vcpus=1)
+    try:
+        async with events(client, "/events", ndjson=ndjson) as stream:
+            first = await stream.next()
+            assert first["event"] == "snapshot"
+            assert "whole" in [vm["id"] for vm in first["data"]["vms"]]
+            start = first["data"]["seq"]
+            assert first["id"] == f"{server.registry.log.epoch}-{start}"
+            await machine.kick()
+            await machine.resume()
+            seen = await stream.until("kvm_resume_all", phase="completed")
+        assert seqs(seen) == list(range(start + 1, start + 1 + len(seen)))
+        assert all(event["id"] == f"{server.registry.log.epoch}-{event['data']['seq']}" for event in seen)
+        assert {"seq", "vm", "vcpu", "t_ns"} <= set(seen[0]["data"])
+    finally:
+        await server.registry.destroy("whole")
+
+
+async def test_a_vm_stream_begins_with_the_vm_and_shows_no_other(server, client, machine, vm):
+    async with events(client, f"{vm}/events") as stream:
+        snapshot = (await stream.next())["data"]
+        assert snapshot["vm"] == snapshot["id"] == machine.id
+        assert snapshot["memory_regions"] == [] and len(snapshot["vcpus"]) == 2 and "locks" in snapshot
+        await server.registry.get("default").kick()
+        await server.registry.get("default").resume()
+        await machine.kick()
+        seen = await stream.until("kvm_kick_all", phase="completed")
+    assert {event["data"]["vm"] for event in seen} == {machine.id}
+
+
+async def test_a_vcpu_stream_shows_one_vcpu(client, machine, vm):
+    async with events(client, f"{vm}/vcpu/1/events") as stream:
+        assert (await stream.next())["data"]["state"] == "user"
+        for vcpu in (0, 1):
+            await client.post(f"{vm}/vcpu/{vcpu}/run", json={"immediate_exit": True})
+        seen = await stream.until("kvm_userspace_exit")
+    assert {event["data"]["vcpu"] for event in seen} == {1}
+
+
+@pytest.mark.parametrize("by", ["header", "query"])
+async def test_a_reader_that_comes_back_gets_exactly_what_it_missed(server, client, machine, vm, by):
+    async with events(client, f"{vm}/events") as stream:
+        last = (await stream.next())["id"]
+    await machine.kick()
+    options = {"headers": {"Last-Event-ID": last}} if by == "header" else {"params": {"after": last}}
+    async with events(client, f"{vm}/events", **options) as stream:
+        seen = await stream.until("kvm_kick_all", phase="completed")
+    assert seen[0]["event"] == "kvm_kick_all" and "snapshot" not in [event["event"] for event in seen]
+
+
+@pytest.mark.parametrize("after", ["nonsense", "00000000-1", "-", "99999999999999999999", "%00", "é"])
+async def test_an_unusable_resume_point_gives_gap_and_snapshot_and_never_an_error(client, vm, after):
+    async with events(client, f"{vm}/events", params={"after": after}) as stream:
+        gap, snapshot = await stream.next(), await stream.next()
+    assert gap["event"] == "gap" and gap["data"]["reason"] in ("epoch", "unusable", "future")
+    assert gap["id"] is None and snapshot["event"] == "snapshot"
+
+
+async def test_a_resume_point_that_the_ring_has_dropped_gives_gap_and_snapshot():
+    async with live(streams=StreamSettings(backlog=3)) as server, server.client() as client:
+        log = server.registry.log
+        for _ in range(5):
+            log.emit("default", "kvm_kick_all", None, {})
+        async with events(client, "/vm/events", params={"after": f"{log.epoch}-1"}) as stream:
+            gap, snapshot = await stream.next(), await stream.next()
+        assert gap["data"]["reason"] == "too_old" and snapshot["data"]["seq"] == log.seq
+
+
+@pytest.mark.parametrize("ndjson", [False, True], ids=["sse", "ndjson"])
+async def test_an_idle_stream_has_a_heartbeat(ndjson):
+    async with live(streams=StreamSettings(heartbeat_s=0.01)) as server, server.client() as client:
+        async with events(client, "/vm/events", ndjson=ndjson) as stream:
+            assert (await stream.next())["event"] == "snapshot"
+            if ndjson:
+                assert (await stream.next())["event"] == "heartbeat"
+            else:
+                asyncio.get_running_loop().call_later(0.05, server.registry.log.emit, "default", "kvm_kick", 0, {})
+                await stream.next()
+                assert stream.comments[0].startswith(": hb ")
+
+
+class Deaf:
+    """A client that opens a stream and does not read it."""
+
+    def __init__(self, port, path):
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        self.socket.connect(("127.0.0.1", port))
+        self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/x-ndjson\r\n\r\n".encode())
+        self.socket.setblocking(False)
+
+    async def read_until(self, wanted):
+        """All lines up to one that contains ``wanted``."""
+        reader, writer = await asyncio.open_connection(sock=self.socket, limit=1 << 24)
+        lines = []
+        try:
+            async with asyncio.timeout(10):
+                while not lines or wanted not in lines[-1]:
+                    lines.append(await reader.readline())
+        finally:
+            writer.close()
+        return [json.loads(line) for line in lines if line.startswith(b'{"id"')]
+
+
+async def flood(server, events, size=1_000):
+    for number in range(events):
+        server.registry.log.emit("default", "kvm_test", None, {"n": number, "fill": "x" * size})
+        if number % 100 == 0:
+            await asyncio.sleep(0)
+
+
+@pytest.mark.slow
+async def test_a_slow_reader_gets_one_gap_with_the_count_and_a_snapshot_and_slows_nobody():
+    async with live(streams=StreamSettings(backlog=500)) as server, server.client() as client:
+        deaf = Deaf(server.port, "/vm/events")
+        await until(lambda: server.context.hub.streams == 1)
+        async with events(client, "/vm/events") as quick:
+            await quick.next()
+            for _ in range(30):
+                await flood(server, 100)
+                await quick.until("kvm_test", n=99)
+        await flood(server, 600)
+        reading = asyncio.create_task(deaf.read_until(b"kvm_last"))
+        await until(lambda: server.context.hub.gaps, "the gap")
+        last = server.registry.log.emit("default", "kvm_last", None, {})
+        seen = await reading
+        names = [event["event"] for event in seen]
+        at = names.index("gap")
+        assert names.count("gap") == 1 and names[at + 1] == "snapshot"
+        gap, before, after = seen[at]["data"], seqs(seen[1:at]), seqs(seen[at + 2 :])
+        assert before == list(range(before[0], before[0] + len(before)))
+        assert gap["from"] == before[-1] + 1 and gap["count"] == gap["to"] - gap["from"] + 1
+        assert after == list(range(seen[at + 1]["data"]["seq"] + 1, last + 1))
+        assert server.context.hub.gaps == 1
+
+
+@pytest.mark.slow
+async def test_a_reader_that_never_reads_is_cut_off_and_frees_its_place():
+    async with live(streams=StreamSettings(write_timeout_s=0.05)) as server:
+        deaf = Deaf(server.port, "/vm/events")
+        await until(lambda: server.context.hub.streams == 1)
+        before = len(server.server.server_state.connections)
+        await flood(server, 3_000)
+        await until(lambda: server.context.hub.streams == 0, "the stream ends")
+        await until(lambda: len(server.server.server_state.connections) < before, "the connection ends")
+        deaf.socket.close()
+
+
+async def test_a_departed_reader_frees_everything(server, client, vm):
+    hub = server.context.hub
+    await until(lambda: hub.streams == 0)
+    tasks = len(asyncio.all_tasks())
+    async with events(client, f"{vm}/events") as stream:
+        await stream.next()
+        assert hub.streams == 1
+    await until(lambda: hub.streams == 0 and len(asyncio.all_tasks()) <= tasks, "the stream ends")
+
+
+async def test_destroying_a_vm_ends_its_stream_with_bye(client, machine, vm):
+    async with events(client, f"{vm}/events") as stream:
+        await stream.next()
+        await client.delete(vm)
+        seen = await stream.rest()
+    assert [event["event"] for event in seen[-2:]] == ["kvm_destroy_vm", "bye"]
+    assert seen[-1]["data"]["reason"] == "destroyed"
+
+
+async def test_a_stopping_server_says_bye_last_and_ends_parked_runs():
+    async with live() as server, server.client() as client:
+        async with events(client, "/vm/events") as stream:
+            await stream.next()
+            parked = asyncio.create_task(client.post("/vcpu/0/run"))
+            await stream.until("vcpu_state", state="guest")
+            stopping = asyncio.create_task(server.context.stop())
+            seen = await stream.rest()
+            await stopping
+            assert seen[-1]["event"] == "bye" and seen[-1]["data"]["reason"] == "shutdown"
+            answer = (await parked).json()
+            assert (answer["errno"], answer["cause"]) == ("EINTR", "signal")
+            assert_problem(await client.post("/vcpu/0/run"), 503, "EAGAIN")
+            assert_problem(await client.get("/readyz"), 503, "EAGAIN")
+
+
+async def test_more_streams_than_the_limit_are_refused():
+    async with live(limits=Limits(streams=1)) as server, server.client() as client:
+        async with events(client, "/events") as stream:
+            await stream.next()
+            assert_problem(await client.get("/events"), 503, "EAGAIN")
+
+
+async def test_a_burst_wakes_a_reader_once_and_is_encoded_once(server):
+    from app.api.hub import SSE, View
+
+    hub, log = server.context.hub, server.registry.log
+    waiting = asyncio.create_task(hub.wait(log.seq, 10))
+    await asyncio.sleep(0)
+    seq = log.seq
+    for _ in range(10):
+        log.emit("x", "kvm_test", None, {})
+    await waiting
+    chunk, last = hub.chunk(View(), SSE, seq)
+    assert chunk.count(b"event: kvm_test") == 10 and last == seq + 10
+    assert hub.chunk(View(), SSE, seq)[0] is chunk
+    assert all(record._data is not None for record in log.since(seq)[0])
+
+
+async def test_waiting_always_suspends_even_when_events_are_there(server):
+    log = server.registry.log
+    log.emit("x", "kvm_test", None, {})
+    turns = []
+    asyncio.get_running_loop().call_soon(turns.append, 1)
+    await server.context.hub.wait(0, 10)
+    assert turns

@@ -1,0 +1,195 @@
+"""The server about itself: capabilities, schema, pages, metrics, reset, script, trace."""
+
+import json
+import re
+
+import pytest
+
+from app.core.variants import variants
+from app.main import create_app
+from app.settings import Limits, Settings
+from tests.api.live import assert_problem, live
+
+PATHS = {
+    "/kvm": "get", "/vms": "get post", "/reset": "post", "/": "get", "/docs": "get", "/healthz": "get",
+    "/readyz": "get", "/metrics": "get", "/events": "get", "/session": "post",
+}  # fmt: skip
+OF_A_VM = {
+    "": "get delete", "/kick": "post", "/resume": "post", "/locks": "get", "/host-memory": "post",
+    "/host-memory/{userspace_addr}": "get put", "/memory-regions": "get", "/memory-regions/{slot}": "put delete",
+    "/memory-transaction": "post", "/dirty-log/{slot}": "get", "/dirty-log/{slot}/clear": "post", "/irqchip": "post",
+    "/irq-line": "post", "/msi": "post", "/script": "post", "/events": "get", "/trace": "get",
+}  # fmt: skip
+OF_A_VCPU = {
+    "": "get post", "/{id}": "get", "/{id}/run": "post", "/{id}/regs": "get put", "/{id}/sregs": "get put",
+    "/{id}/mp-state": "get put", "/{id}/interrupt": "post", "/{id}/nmi": "post", "/{id}/signal": "post",
+    "/{id}/program": "put", "/{id}/start": "post", "/{id}/stop": "post", "/{id}/events": "get",
+}  # fmt: skip
+
+
+def operations(schema):
+    return [operation for methods in schema["paths"].values() for operation in methods.values()]
+
+
+def test_the_schema_has_every_path_of_the_contract_under_both_prefixes():
+    paths = {path: " ".join(sorted(methods)) for path, methods in create_app().openapi()["paths"].items()}
+    wanted = dict(PATHS)
+    for prefix in ("/vm", "/vms/{vm}"):
+        wanted |= {prefix + path: methods for path, methods in OF_A_VM.items()}
+    for prefix in ("/vcpu", "/vms/{vm}/vcpu"):
+        wanted |= {prefix + path: methods for path, methods in OF_A_VCPU.items()}
+    missing = {path: methods for path, methods in wanted.items() if paths.get(path) != " ".join(sorted(methods.split()))}
+    assert not missing
+
+
+def test_the_schema_is_the_same_each_time_and_its_ids_are_unique():
+    first, second = (json.dumps(create_app(Settings(port=port)).openapi()) for port in (1, 2))
+    assert first == second
+    ids = [operation["operationId"] for operation in operations(json.loads(first))]
+    assert len(ids) == len(set(ids)) and {"run", "run_of_vm", "kick", "kick_of_vm"} <= set(ids)
+
+
+def test_the_schema_documents_failures_parameters_and_streams():
+    schema = create_app().openapi()
+    text = json.dumps(schema)
+    assert "HTTPValidationError" not in text
+    for reference in set(re.findall(r'"#/components/(\w+)/(\w+)"', text)):
+        assert reference[1] in schema["components"][reference[0]]
+    assert all({"4XX", "5XX"} <= set(operation["responses"]) for operation in operations(schema))
+    for path, methods in schema["paths"].items():
+        for operation in methods.values():
+            declared = {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"}
+            assert declared == set(re.findall(r"\{(\w+)\}", path)), path
+    stream = schema["paths"]["/vm/events"]["get"]
+    assert set(stream["responses"]["200"]["content"]) == {"text/event-stream", "application/x-ndjson"}
+    assert schema["paths"]["/vcpu/{id}/run"]["post"]["x-ioctl"] == "KVM_RUN"
+    assert "application/json" in schema["paths"]["/vcpu/{id}/run"]["post"]["requestBody"]["content"]
+
+
+async def test_kvm_tells_version_capabilities_limits_variants_and_engines(client):
+    kvm = (await client.get("/kvm")).json()
+    assert kvm["api_version"] == 12
+    assert kvm["capabilities"]["KVM_CAP_USER_MEMORY"] == 1 and kvm["capabilities"]["KVM_CAP_NR_MEMSLOTS"] == 32764
+    assert {entry["name"] for entry in kvm["variants"]} == set(variants())
+    assert all(entry["summary"] for entry in kvm["variants"])
+    assert {"name": "script", "available": True, "reason": None} in kvm["engines"]
+    assert {"merge", "two_vms"} <= set(kvm["scenarios"]) and {"deadlock", "lost_exit"} <= set(kvm["properties"])
+    assert kvm["limits"]["run_timeout_ms"] == 60_000
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_pages_load_nothing_from_elsewhere_and_have_no_inline_script(client, path):
+    page = await client.get(path)
+    assert page.headers["content-type"].startswith("text/html")
+    for source in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        assert not source.startswith(("http:", "https:", "//")), source
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=", page.text)
+    for source in re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text):
+        assert (await client.get(source)).status_code == 200
+
+
+async def test_metrics_are_prometheus_text_with_one_series_per_vm(client, machine, vm):
+    await client.post(f"{vm}/vcpu/0/run", json={"immediate_exit": True})
+    answer = await client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert f'kickstand_vcpu_runs_total{{vm="{machine.id}"}} 1.0' in answer.text
+    assert f'kickstand_vcpus{{state="user",vm="{machine.id}"}} 2.0' in answer.text
+    assert "kickstand_parked_runs 0.0" in answer.text and "python_info" not in answer.text
+
+
+async def test_reset_brings_back_the_start_and_only_where_it_is_allowed():
+    async with live() as server, server.client() as client:
+        assert_problem(await client.post("/reset"), 403, "EPERM")
+    async with live(allow_reset=True, vcpus=1) as server, server.client() as client:
+        await client.post("/vms", json={"id": "other"})
+        await client.post("/vcpu", json={"id": 7})
+        assert (await client.post("/reset")).status_code == 204
+        vms = (await client.get("/vms")).json()["vms"]
+        assert [(vm["id"], [vcpu["id"] for vcpu in vm["vcpus"]]) for vm in vms] == [("default", [0])]
+
+
+async def test_a_server_without_a_default_vm_answers_enodev():
+    async with live(default_vm=False) as server, server.client() as client:
+        assert (await client.get("/vms")).json() == {"vms": []}
+        for path in ("/vm", "/vcpu", "/vcpu/0", "/vm/events"):
+            assert_problem(await client.get(path), 404, "ENODEV")
+
+
+async def test_query_parameters_that_nobody_knows_are_tolerated(client):
+    assert (await client.get("/vm?cachebuster=1")).status_code == 200
+
+
+SCRIPT = [
+    {"op": "arena", "args": {"name": "m", "size": 4096}},
+    {"op": "set_memory_region", "args": {"slot": 0, "flags": 0, "gpa": 0, "size": 4096, "host": {"arena": "m", "offset": 0}}},
+    {"op": "set_memory_region", "args": {"slot": 1, "flags": 0, "gpa": 0, "size": 4096, "host": {"arena": "m", "offset": 0}}},
+    {"op": "kick", "args": {}},
+    {"op": "run", "args": {"vcpu": 0}},
+    {"op": "resume", "args": {}},
+]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+async def test_a_script_answers_every_operation_in_order(client, vm, wrapped):
+    answer = await client.post(f"{vm}/script", json={"operations": SCRIPT} if wrapped else SCRIPT)
+    results = answer.json()["results"]
+    assert [result["errno"] for result in results] == [None, None, "EEXIST", None, "EINTR", None]
+
+
+async def test_a_script_streams_its_answers_as_lines_when_asked(client, vm):
+    answer = await client.post(f"{vm}/script", json=SCRIPT, headers={"Accept": "application/x-ndjson"})
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert [line["errno"] for line in lines] == [None, None, "EEXIST", None, "EINTR", None]
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+@pytest.mark.parametrize(("wrapped", "at"), [(False, "/1"), (True, "/operations/1")])
+async def test_a_wrong_script_is_refused_before_anything_is_played(client, machine, vm, accept, wrapped, at):
+    body = [{"op": "kick"}, {"op": "fly"}]
+    answer = await client.post(
+        f"{vm}/script", json={"operations": body} if wrapped else body, headers={"Accept": accept}
+    )
+    problem = assert_problem(answer, 422, "EINVAL")
+    assert problem["errors"][0]["pointer"].startswith(at) and not machine.vm.variant.holds
+
+
+async def test_a_script_longer_than_the_limit_is_refused():
+    async with live(limits=Limits(script_operations=1)) as server, server.client() as client:
+        assert_problem(await client.post("/vm/script", json=[{"op": "kick"}] * 2), 413, "E2BIG")
+
+
+async def recorded(client, vm):
+    await client.put(f"{vm}/vcpu/0/program", json=[["out", 16, 1], ["write", "0x1000", 513, 2]])
+    for _ in range(2):
+        await client.post(f"{vm}/vcpu/0/run")
+    await client.post(f"{vm}/kick")
+    await client.post(f"{vm}/vcpu/0/run")
+
+
+async def test_a_chrome_trace_has_states_as_slices_that_do_not_overlap(client, vm):
+    await recorded(client, vm)
+    answer = await client.get(f"{vm}/trace?format=chrome")
+    assert "attachment" in answer.headers["content-disposition"]
+    events = answer.json()["traceEvents"]
+    slices = [event for event in events if event["ph"] == "X" and event["tid"] == 0]
+    assert {"user", "waiting", "kernel", "guest"} <= {event["name"] for event in slices}
+    for before, after in zip(slices, slices[1:], strict=False):
+        assert before["ts"] + before["dur"] == pytest.approx(after["ts"])
+    assert "kvm_userspace_exit" in [event["name"] for event in events if event["ph"] == "i"]
+
+
+async def test_an_ftrace_text_has_the_kernels_formats(client, vm):
+    await recorded(client, vm)
+    text = (await client.get(f"{vm}/trace?format=ftrace&limit=1000")).text
+    assert text.startswith("# tracer: nop")
+    for line in ("kvm_pio: pio_write at 0x10 size 1 count 1 val 0x1", "kvm_mmio: mmio write len 2 gpa 0x1000 val 0x201",
+                 "kvm_userspace_exit: reason KVM_EXIT_IO (0)", "kvm_userspace_exit: reason restart (4)"):
+        assert line in text
+    assert len((await client.get(f"{vm}/trace?format=ftrace&limit=1")).text.splitlines()) == 12 + 1
+
+
+async def test_a_trace_format_that_is_not_built_says_what_is_missing(client, vm):
+    problem = assert_problem(await client.get(f"{vm}/trace?format=perfetto"), 501, "EOPNOTSUPP")
+    assert "TrackEvent" in problem["detail"]
+    assert_problem(await client.get(f"{vm}/trace?format=vcd"), 422, "EINVAL")
