@@ -5,11 +5,11 @@ Reporting is no operation: a tracer must not change what the core does, and the 
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Protocol
 
 
-class Event(str, Enum):
+class Event(StrEnum):
     """Event names. The first group are tracepoints of the kernel (system ``kvm``), the second are ours."""
 
     KVM_ENTRY = "kvm_entry"
@@ -32,7 +32,7 @@ class Event(str, Enum):
     VCPU_STATE = "vcpu_state"
 
 
-class VcpuState(str, Enum):
+class VcpuState(StrEnum):
     """What a watcher sees a vCPU do."""
 
     USER = "user"  # its thread is in userspace

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
 from app.core.atomics import Killed, Mutex, Shared, Task, atomic, preempt
@@ -46,7 +46,7 @@ SETTABLE_MP_STATES = (
 )
 
 
-class Cause(str, Enum):
+class Cause(StrEnum):
     """Why KVM_RUN answered EINTR. The last two are a signal that the control plane sent."""
 
     USERSPACE_KICK = "userspace_kick"
@@ -641,7 +641,7 @@ class Vcpu:
         """Report a change of the visible state."""
         if state is not self.watched.state:
             old, self.watched.state = self.watched.state, state
-            self.vm.trace(Event.VCPU_STATE, self.id, state=state.value, old=old.value)
+            self.vm.trace(Event.VCPU_STATE, self.id, state=state, old=old)
 
     async def leave_to_user(self, r: int) -> RunResult:
         """Shape what userspace sees of ``r`` and of the shared page."""

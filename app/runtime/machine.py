@@ -78,10 +78,13 @@ class Machine:
         self._tids = count(1)
         self._random = random.Random(seed)
         self._transaction = asyncio.Lock()
-        factory = engine_factory(engine, mode)
-        self.vm = Vm(
-            vm_id,
-            find_variant(variant),
+        self.vm = self._make_vm(system, switches, irqchip=irqchip)
+
+    def _make_vm(self, system: System, switches: Switches, *, irqchip: bool) -> Vm:
+        factory = engine_factory(self.engine, self.mode)
+        return Vm(
+            self.id,
+            find_variant(self.variant),
             lambda vcpu: factory.make(vcpu, self.memory),
             system=system,
             irqchip=irqchip,
@@ -93,7 +96,7 @@ class Machine:
     # -- plumbing ----------------------------------------------------------------------------------------
 
     def _trace(self, event: Event, vcpu: int | None, /, **fields: object) -> None:
-        self.log.emit(self.id, event.value, vcpu, fields)
+        self.log.emit(self.id, event, vcpu, fields)
 
     def thread(self, role: str = "vmm") -> Task:
         """A host thread of this VM's VMM, for one call."""
@@ -383,16 +386,20 @@ class Machine:
         """KVM_SET_CPUID2 with what KVM_GET_SUPPORTED_CPUID lists; an emulated CPU has one table only."""
         self.vcpu(vcpu_id)
 
+    def check_raw(self, fd: Fd, request: int) -> None:
+        """Refuse (EOPNOTSUPP) an ioctl that the descriptor knows."""
+        known = ioctl_by_request(fd, request)
+        if known is not None:
+            raise KvmError(errno.EOPNOTSUPP, known.name, "it is not issued raw on its own descriptor", field="request")
+
     async def raw_ioctl(self, fd: Fd, request: int, vcpu_id: int | None = None) -> int:
         """An ioctl with argument 0, on a descriptor that does not know it: what such a descriptor answers.
 
         EOPNOTSUPP: the descriptor knows it; it has a method of its own here.
         """
+        self.check_raw(fd, request)
         if vcpu_id is not None:
             self.vcpu(vcpu_id)
-        known = ioctl_by_request(fd, request)
-        if known is not None:
-            raise KvmError(errno.EOPNOTSUPP, known.name, "it is not issued raw on its own descriptor", field="request")
         raise KvmError(unknown_errno(fd), hex(request), f"a {fd.value} descriptor does not know it", field="request")
 
     def signal(self, vcpu_id: int) -> None:
