@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -120,6 +122,50 @@ def demo(
         console.print(story.summary(rows), highlight=False)
     if not all(row.as_expected for row in rows):
         raise typer.Exit(1)
+
+
+@app.command()
+def replay(
+    paths: Annotated[list[Path], typer.Argument(help="Scripts (.json, .jsonl, .gz) or folders of them.", exists=True)],
+    engine: Annotated[str | None, typer.Option(help="script, x86 (the default) or kvm.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Play under this variant.")] = None,
+    against: Annotated[str | None, typer.Option(help="Compare with this engine's answers, not the recorded ones.")] = None,
+    url: Annotated[str | None, typer.Option(help="Play on this server instead of in this process.")] = None,
+    token: Annotated[str | None, typer.Option(envvar="KICKSTAND_TOKEN", help="Its bearer token.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Play ioctl scripts and compare every recorded answer."""
+    from app.core.errors import KvmError
+    from app.scripts.errors import ScriptError
+    from app.scripts.http_player import ServerError
+    from app.scripts.replay import replay as play
+
+    for name in (engine, against):
+        if name is not None and name not in ENGINES:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(ENGINES)}", param_hint="--engine")
+    try:
+        with _replay_bar(enabled=not as_json and sys.stderr.isatty()) as (started, progress):
+            summary = play(paths, engine=engine, variant=variant, url=url, token=token, against=against,
+                           started=started, progress=progress)  # fmt: skip
+    except (ScriptError, ServerError, KvmError, OSError) as error:
+        raise _fail(str(error)) from None
+    print(json.dumps(summary.as_json()) if as_json else "\n".join(summary.lines()))
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _replay_bar(*, enabled: bool) -> Iterator[tuple[Callable[[Sequence[Any]], object], Callable[[Any, Any], None]]]:
+    """A progress bar over traces, or nothing."""
+    if not enabled:
+        yield len, lambda _trace, _failure: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("replaying")
+        yield lambda traces: bar.update(task, total=len(traces)), lambda _trace, _failure: bar.advance(task)
 
 
 @app.command()

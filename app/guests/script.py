@@ -198,7 +198,7 @@ class ScriptGuest:
         while True:
             if await vcpu.mode.interrupted():
                 return InterruptedExit()
-            at = await self.position.get()
+            at = await self.next_step(await self.position.get())
             step = self.program[at]
             exit = await self.perform(vcpu, step, at)
             if exit is not None:
@@ -208,15 +208,18 @@ class ScriptGuest:
                 self.budget = SLICE
                 await preempt()
 
+    async def next_step(self, at: int) -> int:
+        """Follow choices and jumps, which take no time, to a step that does something."""
+        start = at
+        while (step := self.program[at]).name in ("choose", "jump"):
+            branch = await choose(len(step.targets)) if step.name == "choose" else 0
+            at = step.targets[branch] % len(self.program)
+        if at != start:
+            await self.position.set(at)
+        return at
+
     async def perform(self, vcpu: Vcpu, step: Step, at: int) -> Exit | None:
         """One step: None if the guest goes on."""
-        if step.name == "choose":
-            branch = await choose(len(step.targets))
-            await self.position.set(step.targets[branch])
-            return None
-        if step.name == "jump":
-            await self.position.set(step.targets[0] % len(self.program))
-            return None
         if step.name == "spin":
             await vcpu.mode.wait_interrupt()
             return None
@@ -235,9 +238,12 @@ class ScriptGuest:
             return IoExit("out", step.size, step.address, data=step.value.to_bytes(step.size, "little"))
         return None
 
-    def after(self, at: int) -> int:
-        """The step that follows: from the top again at the end."""
-        return (at + 1) % len(self.program)
+    def after(self, at: int, *, jump: bool = True) -> int:
+        """The step that follows, through jumps if asked: from the top again at the end."""
+        at = (at + 1) % len(self.program)
+        while jump and (step := self.program[at]).name == "jump":
+            at = step.targets[0] % len(self.program)
+        return at
 
     async def access(self, vcpu: Vcpu, step: Step, at: int) -> Exit | None:
         """A load or store: parts in RAM are done at once, the first part in a hole leaves as MMIO."""
@@ -247,7 +253,7 @@ class ScriptGuest:
             if isinstance(answer, RetryExit | FaultExit):
                 return answer
             exit = exit or answer
-        await self.position.set(self.after(at))
+        await self.position.set(self.after(at, jump=exit is None))  # ``complete`` looks back by one
         return exit
 
     async def touch(self, vcpu: Vcpu, step: Step, piece: Piece) -> Exit | None:

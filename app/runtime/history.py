@@ -20,10 +20,11 @@ from app.guests.host_memory import Arena, HostMemory
 if TYPE_CHECKING:
     import asyncio
 
+    from app.core.vcpu import Cause, RunResult
     from app.runtime.runs import Run
 
 C = TypeVar("C")
-CALLS = 50_000
+CALLS = 20_000
 PAYLOAD = 64 << 20  # bytes written to host memory that are kept
 READ = 4_096  # longer reads of host memory are not kept
 READS = frozenset({"get_regs", "get_sregs", "get_mp_state", "read"})
@@ -43,7 +44,9 @@ class Call:
     ended: int | None = None
     result: Any = None
     error: KvmError | None = None
-    run: Run | None = None
+    vcpu: int | None = None  # of a KVM_RUN that was begun
+    sent: Cause | None = None  # why it was asked to leave, if it was
+    given_up: bool = False  # before it was inside
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -90,17 +93,19 @@ class History:
 
     def follow(self, call: Call, run: Run) -> None:
         """``call`` began KVM_RUN and ends with it."""
-        call.run = run
-        run.task.add_done_callback(lambda task: self._run_done(call, task))
+        call.vcpu = run.vcpu.id
 
-    def _run_done(self, call: Call, task: asyncio.Task[Any]) -> None:
-        if task.cancelled():  # it gave up before it was inside
-            self.open -= 1
-        elif task.exception() is None:
-            self.end(call, task.result())
-        else:
-            error = task.exception()
-            self.end(call, error=error if isinstance(error, KvmError) else None)
+        def left(result: RunResult | None, error: KvmError | None) -> None:
+            call.sent = run.sent
+            self.end(call, result, error)
+
+        def done(task: asyncio.Task[RunResult]) -> None:
+            if task.cancelled():
+                call.given_up = True
+                self.open -= 1
+
+        run.on_end = left
+        run.task.add_done_callback(done)
 
 
 class RecordedMemory(HostMemory):

@@ -63,7 +63,7 @@ class Registry:
         self._check_create(vm_id, vcpus)
         find_variant(variant)
         engine_factory(engine, mode)
-        machine = Machine(
+        machine = _machine_class(engine)(
             vm_id,
             log=self.log,
             system=self.system,
@@ -125,6 +125,14 @@ class Registry:
             raise KvmError(
                 errno.EINVAL, CREATE, f"{vcpus} is not between 0 and {self.limits.vcpus_per_vm}", field="vcpus"
             )
+
+
+def _machine_class(engine: str) -> type[Machine]:
+    if engine != "kvm":
+        return Machine
+    from app.runtime.device import DeviceMachine  # noqa: PLC0415  /dev/kvm is reached for only when it is asked for
+
+    return DeviceMachine
 
 
 def _switches(given: Mapping[str, Any]) -> Switches:

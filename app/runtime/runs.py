@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from app.core.errors import KvmError
@@ -14,6 +15,10 @@ from app.runtime.tasks import perform, perform_now
 
 if TYPE_CHECKING:
     from app.runtime.machine import Machine
+
+
+def _nobody_listens(_result: RunResult | None, _error: KvmError | None) -> None:
+    """Nobody wants to know how a run ended."""
 
 
 class Run:
@@ -27,6 +32,7 @@ class Run:
         self.machine = machine
         self.vcpu = vcpu
         self.tid = tid
+        self.on_end: Callable[[RunResult | None, KvmError | None], None] = _nobody_listens
         self._sent: Cause | None = None
         self._started = time.monotonic_ns()
         loop = asyncio.get_running_loop()
@@ -43,7 +49,13 @@ class Run:
         return self._sent
 
     async def _perform(self, page: PageWrites | None) -> RunResult:
-        return await perform(self.vcpu.run_from_userspace(self.tid, page), self.machine.choose)
+        try:
+            result = await perform(self.vcpu.run_from_userspace(self.tid, page), self.machine.choose)
+        except KvmError as error:
+            self.on_end(None, error)
+            raise
+        self.on_end(result, None)
+        return result
 
     def _done(self, task: asyncio.Task[RunResult]) -> None:
         if self._timer is not None:
@@ -72,7 +84,8 @@ class Run:
     async def result(self) -> dict[str, Any]:
         """The answer, once KVM_RUN has left. EIO if the VM was destroyed; cancelled, the client has departed."""
         try:
-            await asyncio.wait({self.task})
+            if not self.task.done():
+                await asyncio.wait({self.task})
         except asyncio.CancelledError:
             self.signal(Cause.CLIENT_DISCONNECT)
             raise

@@ -109,7 +109,9 @@ class Device:
     def supported_cpuid(self) -> bytes:
         """KVM_GET_SUPPORTED_CPUID: ``struct kvm_cpuid2`` as KVM_SET_CPUID2 takes it; asked once."""
         if self._cpuid is None:
-            buffer = ctypes.create_string_buffer(CPUID_ENTRIES.to_bytes(4, "little"), CPUID_HEADER + CPUID_ENTRIES * CPUID_ENTRY)
+            buffer = ctypes.create_string_buffer(
+                CPUID_ENTRIES.to_bytes(4, "little"), CPUID_HEADER + CPUID_ENTRIES * CPUID_ENTRY
+            )
             ioctl(self.fd, "GET_SUPPORTED_CPUID", buffer)
             entries = int.from_bytes(buffer.raw[:4], "little")
             self._cpuid = buffer.raw[: CPUID_HEADER + entries * CPUID_ENTRY]

@@ -8,6 +8,7 @@ by default everywhere else, but not while it is blocked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import signal
@@ -52,10 +53,8 @@ class Worker:
                 result = work()
             except BaseException as failure:  # noqa: BLE001  whatever it is, the caller gets it
                 error = failure
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(answer, result, error)
-            except RuntimeError:
-                pass  # the loop is closed: nobody waits
 
         self._jobs.put(job)
         return future

@@ -53,15 +53,26 @@ def userspace_variant(name: str) -> str:
 class DeviceVm(Vm):
     """Raises ``KvmError`` EOPNOTSUPP, with the reason, where /dev/kvm cannot be used."""
 
-    def __init__(self, vm_id: str, variant: str, memory: HostMemory, *, system: System, irqchip: bool = False,
-                 switches: Switches = Switches(), trace: Tracer) -> None:
+    def __init__(
+        self,
+        vm_id: str,
+        variant: str,
+        memory: HostMemory,
+        *,
+        system: System,
+        irqchip: bool = False,
+        switches: Switches,
+        trace: Tracer,
+    ) -> None:
         self.device = Device()
         self.page_size = self.device.page_size
         self.fd = self.device.create_vm()
         self.addresses = Addresses(memory)
         self._worker: Worker | None = None
         self._closed = False
-        super().__init__(vm_id, find_variant(userspace_variant(variant)), _no_guest, system=system, switches=switches, trace=trace)
+        super().__init__(
+            vm_id, find_variant(userspace_variant(variant)), _no_guest, system=system, switches=switches, trace=trace
+        )
         if irqchip:
             try:
                 self._create_irqchip()
@@ -75,7 +86,9 @@ class DeviceVm(Vm):
             self._worker = Worker(f"{self.id}/slots")
         future = self._worker.call(work)
         future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else then())
-        await outside(asyncio.shield(future))
+        error = await outside(_settled(future))
+        if error is not None:
+            raise error
 
     # -- vCPUs -----------------------------------------------------------------------------------------------
 
@@ -97,8 +110,13 @@ class DeviceVm(Vm):
 
     async def _set_region(self, region: Region) -> Change:
         old = self.memslots.slots.get(region.slot)
-        value = {"slot": region.slot, "flags": region.flags, "guest_phys_addr": region.guest_phys_addr,
-                 "memory_size": region.memory_size, "userspace_addr": self.addresses.of_slot(region)}
+        value = {
+            "slot": region.slot,
+            "flags": region.flags,
+            "guest_phys_addr": region.guest_phys_addr,
+            "memory_size": region.memory_size,
+            "userspace_addr": self.addresses.of_slot(region),
+        }
         try:
             await self._in_worker(
                 partial(device.write, self.fd, "SET_USER_MEMORY_REGION", KVM_USERSPACE_MEMORY_REGION, value),
@@ -115,8 +133,14 @@ class DeviceVm(Vm):
         _at_once(self.memslots.publish(((region.slot, new),)))
         shown = new or old
         if shown is not None:
-            self.trace(Event.KVM_MEMSLOT, None, change=_change(old, new).value, slot=shown.id,
-                       gpa=shown.region().guest_phys_addr, npages=shown.npages)
+            self.trace(
+                Event.KVM_MEMSLOT,
+                None,
+                change=_change(old, new).value,
+                slot=shown.id,
+                gpa=shown.region().guest_phys_addr,
+                npages=shown.npages,
+            )
 
     async def _set_regions(self, regions: Sequence[Region]) -> list[Change]:
         raise KvmError(errno.ENOTTY, "KVM_SET_USER_MEMORY_REGION_LIST", "a real kernel does not know this ioctl")
@@ -139,11 +163,17 @@ class DeviceVm(Vm):
     async def _clear_dirty(self, slot: int, first_page: int, num_pages: int, bits: tuple[int, ...]) -> None:
         known = self.memslots.slots.get(slot)
         pages = min(num_pages, known.npages if known is not None else 0)
-        bitmap = ctypes.create_string_buffer(_bitmap_bytes(pages))
+        bitmap = bytearray(_bitmap_bytes(pages))
         for bit in bits:
             if bit < pages:
-                bitmap[bit // 8] = bitmap[bit // 8][0] | 1 << bit % 8
-        value = {"slot": slot, "num_pages": num_pages, "first_page": first_page, "dirty_bitmap": ctypes.addressof(bitmap)}
+                bitmap[bit // 8] |= 1 << bit % 8
+        buffer = (ctypes.c_char * len(bitmap)).from_buffer(bitmap)
+        value = {
+            "slot": slot,
+            "num_pages": num_pages,
+            "first_page": first_page,
+            "dirty_bitmap": ctypes.addressof(buffer),
+        }
         await self._in_worker(partial(device.write, self.fd, "CLEAR_DIRTY_LOG", KVM_CLEAR_DIRTY_LOG, value))
 
     # -- interrupts ------------------------------------------------------------------------------------------
@@ -186,14 +216,28 @@ class DeviceVm(Vm):
         self.addresses.keep_only(())
 
 
+async def _settled(future: asyncio.Future[Any]) -> KvmError | None:
+    """Wait for a call, which goes on if the waiter is cancelled; its failure is a value here."""
+    try:
+        await asyncio.shield(future)
+    except KvmError as error:
+        return error
+    return None
+
+
 def _no_guest(_vcpu: Vcpu) -> Any:
     """A vCPU of the kernel makes its own."""
     return None
 
 
 def _slot(region: Region) -> Slot:
-    return Slot(region.slot, region.guest_phys_addr >> PAGE_SHIFT, region.memory_size >> PAGE_SHIFT, MemFlag(region.flags),
-                region.userspace_addr)
+    return Slot(
+        region.slot,
+        region.guest_phys_addr >> PAGE_SHIFT,
+        region.memory_size >> PAGE_SHIFT,
+        MemFlag(region.flags),
+        region.userspace_addr,
+    )
 
 
 def _change(old: Slot | None, new: Slot | None) -> Change:
@@ -210,7 +254,10 @@ def _bitmap_bytes(pages: int) -> int:
 
 def _pages(bitmap: bytes) -> tuple[int, ...]:
     return tuple(
-        found.start() * 8 + bit for found in DIRTY_BYTE.finditer(bitmap) for bit in range(8) if bitmap[found.start()] >> bit & 1
+        found.start() * 8 + bit
+        for found in DIRTY_BYTE.finditer(bitmap)
+        for bit in range(8)
+        if bitmap[found.start()] >> bit & 1
     )
 
 

@@ -1,0 +1,233 @@
+"""Emulator against the real /dev/kvm, on generated scripts: ``python -m app.scripts.differential --count 2000``.
+
+Each seed is played on the emulator as it is made and then on the device. A difference is shrunk to the shortest
+script before it is shown, and written as a file that ``kickstand replay --against kvm`` plays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from app.core.errors import KvmError
+from app.runtime.events import EventLog
+from app.runtime.registry import Registry
+from app.scripts.compare import Difference, compare
+from app.scripts.errors import ScriptError
+from app.scripts.generate import steps
+from app.scripts.operations import WriteHost
+from app.scripts.parse import Operation, parse_operations, plain
+from app.scripts.player import Player, Result
+from app.scripts.quirks import Quirk, explained
+from app.scripts.script import check
+from app.scripts.shrink import blank, shrink
+
+VARIANT = "accel_blocker"  # what both can do
+EMULATOR, DEVICE = "x86", "kvm"
+EVENTS = 256
+Fails = Callable[[list[Operation]], Awaitable[bool]]
+CODE_HEX = 2_048  # longer writes are no programs
+RUN_TIMEOUT_MS = 500  # generated guests do not loop for ever, shrunk ones may
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Both answers to the last of ``operations`` differ; ``quirk`` explains it, if one does."""
+
+    seed: int
+    operations: tuple[Operation, ...]
+    emulator: Result
+    device: Result
+    differences: tuple[Difference, ...]
+    quirk: Quirk | None
+
+    def as_trace(self) -> dict[str, Any]:
+        """A script with what the device answered last."""
+        ops = plain(self.operations)
+        ops[-1]["result"] = self.device
+        vm = {"engine": EMULATOR, "variant": VARIANT}
+        return {"id": f"differential/{self.seed}", "family": "differential", "seed": self.seed, "vm": vm, "ops": ops}
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        return [f"seed {self.seed}: {self.operations[-1].op} differs", *(f"    {one}" for one in self.differences),
+                json.dumps(self.as_trace())]  # fmt: skip
+
+
+@dataclass(slots=True)
+class Report:
+    """What a campaign came to."""
+
+    scripts: int = 0
+    operations: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def unexplained(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.quirk is None]
+
+
+class Differential:
+    """Plays scripts on both. ``KvmError`` EOPNOTSUPP if the device cannot be used."""
+
+    def __init__(self, emulator: str = EMULATOR, device: str = DEVICE) -> None:
+        self._emulator = emulator
+        self._device = device
+        self._registry = Registry(log=EventLog(EVENTS))
+
+    async def run(self, seed: int) -> tuple[int, Finding | None]:
+        """Play one seed; how many operations it had, and its shrunk difference."""
+        made, answers = await self._make(seed)
+        finding = await self._compare(seed, made, answers)
+        if finding is not None:
+            finding = await self._shrunk(finding)
+        return len(made), finding
+
+    async def _make(self, seed: int) -> tuple[list[Operation], list[Result]]:
+        machine = await self._registry.create(engine=self._emulator, variant=VARIANT)
+        try:
+            player = Player(machine, run_timeout_ms=RUN_TIMEOUT_MS)
+            story = steps(seed)
+            made: list[Operation] = []
+            answers: list[Result] = []
+            value = next(story)
+            while True:
+                (operation,) = parse_operations([value])
+                made.append(operation)
+                answers.append(await _played(player, operation))
+                value = story.send(answers[-1])
+        except StopIteration:
+            return made, answers
+        finally:
+            await self._registry.destroy(machine.id)
+
+    async def _play(self, engine: str, operations: Sequence[Operation]) -> list[Result]:
+        machine = await self._registry.create(engine=engine, variant=VARIANT)
+        try:
+            player = Player(machine, run_timeout_ms=RUN_TIMEOUT_MS)
+            return [await _played(player, operation) for operation in operations]
+        finally:
+            await self._registry.destroy(machine.id)
+
+    async def _compare(self, seed: int, operations: Sequence[Operation], answers: Sequence[Result]) -> Finding | None:
+        machine = await self._registry.create(engine=self._device, variant=VARIANT)
+        try:
+            player = Player(machine, run_timeout_ms=RUN_TIMEOUT_MS)
+            unsettled: set[int] = set()
+            for number, (operation, emulator) in enumerate(zip(operations, answers, strict=True)):
+                device = await _played(player, operation)
+                if not _defined(operation, device, unsettled):
+                    continue
+                if differences := compare(operation, device, emulator):
+                    so_far = tuple(operations[: number + 1])
+                    quirk = explained(so_far, emulator, device)
+                    return Finding(seed, so_far, emulator, device, tuple(differences), quirk)
+        finally:
+            await self._registry.destroy(machine.id)
+        return None
+
+    async def _differs(self, seed: int, operations: list[Operation]) -> Finding | None:
+        try:
+            check(operations)
+            return await self._compare(seed, operations, await self._play(self._emulator, operations))
+        except (ScriptError, KvmError):
+            return None
+
+    async def _shrunk(self, finding: Finding) -> Finding:
+        fields = [difference.field for difference in finding.differences]
+        best = finding
+
+        async def fails(trial: list[Operation]) -> bool:
+            nonlocal best
+            found = await self._differs(finding.seed, trial)
+            same = found is not None and fields[0] in [one.field for one in found.differences]
+            if found is not None and same and found.quirk is finding.quirk:
+                best = found
+                return True
+            return False
+
+        await shrink(finding.operations, fails)
+        for number, operation in enumerate(best.operations):
+            if isinstance(operation.args, WriteHost) and len(operation.args.hex) <= CODE_HEX:
+                await blank(
+                    bytes.fromhex(operation.args.hex), partial(self._with_bytes, fails, best.operations, number)
+                )
+        return best
+
+    async def _with_bytes(self, fails: Fails, operations: Sequence[Operation], number: int, data: bytes) -> bool:
+        changed = operations[number].args.model_copy(update={"hex": data.hex()})
+        return await fails([*operations[:number], replace(operations[number], args=changed), *operations[number + 1 :]])
+
+
+def _defined(operation: Operation, answer: Result, unsettled: set[int]) -> bool:
+    """Registers are well-defined unless the vCPU stopped in an access, or for good; ``unsettled`` is kept up to date."""
+    vcpu = getattr(operation.args, "vcpu", None)
+    if operation.op in ("run", "finish_run"):
+        settled = answer.get("errno") == "EINTR" or answer.get("exit_reason") == "HLT"
+        (unsettled.discard if settled else unsettled.add)(vcpu)
+    return operation.op != "get_regs" or vcpu not in unsettled
+
+
+async def _played(player: Player, operation: Operation) -> Result:
+    answer = await player.play(operation)
+    if player.timed_out:
+        raise ScriptError("the guest spins")
+    return answer
+
+
+async def campaign(seeds: Sequence[int], stop_after: int = 10, progress: Any = None) -> Report:
+    """Play every seed; end early after ``stop_after`` unexplained differences."""
+    both, report = Differential(), Report()
+    for seed in seeds:
+        operations, finding = await both.run(seed)
+        report.scripts += 1
+        report.operations += operations
+        if finding is not None:
+            report.findings.append(finding)
+        if progress is not None:
+            progress(report)
+        if len(report.unexplained) >= stop_after:
+            break
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: no difference that is no known quirk; 1: there is one; 2: the device cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m app.scripts.differential", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--count", type=int, default=200, help="scripts to play")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--stop-after", type=int, default=10, help="unexplained differences after which to end")
+    parser.add_argument("--out", type=Path, help="write the differences' scripts to this file (.jsonl)")
+    options = parser.parse_args(arguments)
+    try:
+        report = asyncio.run(campaign(range(options.first, options.first + options.count), options.stop_after, _show))
+    except KvmError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    out = sys.stdout
+    for finding in report.unexplained:
+        out.write("\n".join(finding.lines()) + "\n")
+    if options.out is not None:
+        options.out.write_text("".join(json.dumps(finding.as_trace()) + "\n" for finding in report.unexplained))
+    quirks = sorted({finding.quirk.name for finding in report.findings if finding.quirk is not None})
+    out.write(f"{report.scripts} scripts, {report.operations} operations, {len(report.unexplained)} unexplained differences, "
+              f"known quirks seen: {', '.join(quirks) or 'none'}\n")  # fmt: skip
+    return bool(report.unexplained)
+
+
+def _show(report: Report) -> None:
+    if report.scripts % 100 == 0:
+        sys.stderr.write(f"{report.scripts} scripts, {len(report.unexplained)} unexplained differences\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

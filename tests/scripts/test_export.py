@@ -1,0 +1,210 @@
+"""What happened on a machine is written as a script that replays to the same answers."""
+
+import asyncio
+import errno
+import json
+
+import pytest
+
+from app.core.errors import KvmError
+from app.core.memslots import Region
+from app.core.trace import VcpuState
+from app.core.vcpu import Cause
+from app.runtime.history import History
+from app.runtime.registry import Registry
+from app.scripts.backends import InProcess
+from app.scripts.errors import ScriptError
+from app.scripts.export import export, script_of
+from app.scripts.reader import load
+from app.scripts.replay import replay_traces
+from app.scripts.script import parse_trace
+from tests.api.live import live
+
+PAGE = 4096
+
+
+@pytest.fixture
+async def registry():
+    registry = Registry()
+    yield registry
+    await registry.reset()
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def in_guest(machine, vcpu=0):
+    await until(lambda: machine.vcpu(vcpu).watched.state is VcpuState.GUEST)
+
+
+def names(machine):
+    return [operation["op"] for operation in script_of(machine)["ops"]]
+
+
+async def replays(machine):
+    """The script of ``machine``, after it has been replayed without a difference."""
+    script = json.loads(export(machine))
+    summary = await replay_traces([parse_trace(script, "x")], InProcess())
+    assert summary.lines() == ["1 passed, 0 failed"]
+    return script
+
+
+async def test_a_session_replays_to_the_same_answers(registry):
+    machine = await registry.create("vm", vcpus=1, engine="x86", seed=3)
+    arena = machine.memory.allocate(4 * PAGE, "ram")
+    machine.memory.write(arena.base, bytes(3 * PAGE))
+    machine.memory.write(arena.base + 0x1000, bytes.fromhex("e610e420a200200000f4"))
+    await machine.set_user_memory_region(Region(0, 1, 0, 4 * PAGE, arena.base))
+    with pytest.raises(KvmError):
+        await machine.set_user_memory_region(Region(1, 0, 0, PAGE, arena.base))
+    await machine.set_sregs(0, {"cs": {"base": 0, "selector": 0}})
+    await machine.set_regs(0, {"rip": 0x1000, "rax": 0x41})
+    assert (await machine.run(0))["io"]["data"] == "41"
+    await machine.get_regs(0)  # not defined here, so it is not kept
+    await machine.run(0)
+    assert (await machine.run(0, reply=b"\x99"))["exit_reason"] == "KVM_EXIT_HLT"
+    await machine.get_regs(0)
+    await machine.get_sregs(0)
+    await machine.get_mp_state(0)
+    assert await machine.get_dirty_log(0)
+    machine.memory.read(arena.base + 0x2000, 4)
+    script = await replays(machine)
+    assert [operation["op"] for operation in script["ops"]] == [
+        "create_vcpu", "arena", "fill_host", "write_host", "set_memory_region", "set_memory_region", "set_sregs", "change_regs",
+        "run", "run", "run", "get_regs", "get_sregs", "get_mp_state", "get_dirty_log", "read_host",
+    ]  # fmt: skip
+    assert script["ops"][4]["args"]["host"] == {"arena": "ram", "offset": 0}
+    assert script["vm"] | {"switches": {}} == {
+        "engine": "x86", "variant": "sticky", "mode": "precise", "seed": 3, "irqchip": False, "switches": {},
+    }  # fmt: skip
+
+
+async def test_a_run_that_a_kick_ends_began_before_it(registry):
+    machine = await registry.create("vm", vcpus=2)
+    run = machine.start_run(0)
+    await in_guest(machine)
+    await machine.kick()
+    await run.result()
+    await machine.resume()
+    script = await replays(machine)
+    assert [operation["op"] for operation in script["ops"]][2:] == ["start_run", "kick", "finish_run", "resume"]
+
+
+async def test_a_run_that_was_told_to_leave_gets_its_signal(registry):
+    machine = await registry.create("vm", vcpus=1)
+    run = machine.start_run(0)
+    await in_guest(machine)
+    run.signal(Cause.CLIENT_DISCONNECT)
+    await run.result()
+    overlapped = machine.start_run(0)
+    await in_guest(machine)
+    await machine.set_user_memory_region(Region(0, 0, 0, PAGE, 0x7000_0000))
+    overlapped.signal(Cause.SIGNAL)
+    await overlapped.result()
+    script = await replays(machine)
+    assert [operation["op"] for operation in script["ops"]][1:] == [
+        "run", "start_run", "set_memory_region", "signal", "finish_run",
+    ]  # fmt: skip
+    assert script["ops"][1]["args"] == {"vcpu": 0, "kick_after_ms": 10}
+
+
+async def test_two_runs_that_wait_for_each_other_follow_each_other(registry):
+    machine = await registry.create("vm", vcpus=1, programs=[[["in", 16], ["out", 17, 1]]])
+    both = [machine.start_run(0), machine.start_run(0)]
+    assert {(await run.result())["exit_reason"] for run in both} == {"KVM_EXIT_IO"}
+    await replays(machine)
+    assert names(machine)[1:] == ["start_run", "finish_run", "run"] or names(machine)[1:] == ["run", "run"]
+
+
+async def test_an_ioctl_that_waited_for_a_run_stands_after_it(registry):
+    machine = await registry.create("vm", vcpus=1)
+    run = machine.start_run(0)
+    await in_guest(machine)
+    waiting = asyncio.create_task(machine.set_regs(0, {"rax": 1}))
+    await asyncio.sleep(0)
+    machine.signal(0)
+    await run.result()
+    await waiting
+    await replays(machine)
+    assert names(machine)[1:] == ["start_run", "signal", "finish_run", "change_regs"]
+
+
+async def test_the_parts_of_a_transaction_are_one_operation(registry):
+    machine = await registry.create("vm", vcpus=1, irqchip=True)
+    arena = machine.memory.allocate(PAGE)
+    await machine.memory_transaction([Region(0, 0, 0, PAGE, arena.base)], "kick")
+    machine.signal(0)
+    script = await replays(machine)
+    assert [operation["op"] for operation in script["ops"]][1:] == ["arena", "memory_transaction", "signal"]
+    assert script["vm"]["irqchip"] is True
+    assert script["ops"][1]["args"]["name"] == "memory0"
+
+
+async def test_what_a_guest_writes_and_what_was_refused_for_its_form_is_left_out(registry):
+    machine = await registry.create("vm", vcpus=1, programs=[[["write", 0, 7], ["out", 16, 1]]])
+    arena = machine.memory.allocate(PAGE, "ram")
+    await machine.set_user_memory_region(Region(0, 0, 0, PAGE, arena.base))
+    await machine.run(0)
+    with pytest.raises(KvmError):
+        await machine.set_regs(9, {})
+    with pytest.raises(KvmError):
+        machine.memory.write(arena.base + PAGE, b"x")
+    with pytest.raises(KvmError):
+        machine.start_run(9)
+    machine.start_thread(0)
+    await asyncio.sleep(0)
+    machine.memory.read(arena.base, 8)
+    await machine.stop_thread(0)
+    assert names(machine)[1:4] == ["arena", "set_memory_region", "run"]
+    assert names(machine)[4:] in (["start_thread", "stop_thread"], ["start_thread", "read_host", "stop_thread"])
+
+
+async def test_a_bounded_history_that_lost_its_beginning_says_so(registry):
+    machine = await registry.create("vm", vcpus=1)
+    machine.history = History(calls=2)
+    for _ in range(4):
+        machine.signal(0)
+    script = script_of(machine)
+    assert script["dropped"] == 3
+    with pytest.raises(ScriptError, match="cannot be replayed"):
+        parse_trace(script, "x")
+
+
+async def test_a_live_session_over_http_is_exported_and_replays(tmp_path):
+    async with live() as server, server.client() as client:
+        assert (await client.post("/vms", json={"id": "s", "vcpus": 1, "engine": "x86"})).status_code == 201
+        made = (await client.post("/vms/s/host-memory", json={"size": 16384, "name": "ram"})).json()
+        address = made["userspace_addr"]
+        code = bytes(0x1000) + bytes.fromhex("e610f4ebfe")
+        await client.put(
+            f"/vms/s/host-memory/{address}", content=code, headers={"content-type": "application/octet-stream"}
+        )
+        slot = {"guest_phys_addr": 0, "memory_size": 16384, "userspace_addr": address, "flags": 0}
+        assert (await client.put("/vms/s/memory-regions/0", json=slot)).status_code < 300
+        await client.put("/vms/s/vcpu/0/sregs", json={"cs": {"base": 0, "selector": 0}})
+        await client.put("/vms/s/vcpu/0/regs", json={"rip": 0x1000})
+        for _ in range(2):
+            assert (await client.post("/vms/s/vcpu/0/run")).status_code == 200
+        await client.post("/vms/s/vcpu/0/run", json={"timeout_ms": 1})
+        await client.post("/vms/s/kick")
+        await client.post("/vms/s/script", json=[{"op": "get_regs", "args": {"vcpu": 0}}])
+        answer = await client.get("/vms/s/trace", params={"format": "script"})
+        assert answer.status_code == 200
+        (tmp_path / "session.jsonl").write_bytes(answer.content)
+    traces = load([tmp_path])
+    assert [operation.op for operation in traces[0].operations][-3:] == ["run", "kick", "get_regs"]
+    assert (await replay_traces(traces, InProcess())).lines() == ["1 passed, 0 failed"]
+
+
+async def test_a_destroyed_machine_still_has_its_history(registry):
+    machine = await registry.create("vm", vcpus=1)
+    run = machine.start_run(0)
+    await in_guest(machine)
+    await registry.destroy("vm")
+    with pytest.raises(KvmError) as gone:
+        await run.result()
+    assert gone.value.errno == errno.EIO
+    assert names(machine)[0] == "create_vcpu"
