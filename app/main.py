@@ -13,7 +13,7 @@ import resource
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from app.guests.engines import engine_factory
 from app.settings import Settings, SettingsError
 
 BACKSTOP_S = 3
+KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none sends into one that is closing
 CUT_OFF_S = 0.5  # how long clients may take to read the last words
 SEND_BUFFER = 256 << 10  # bounds what the kernel keeps for a client that does not read
 OPEN_FILES = 65_536
@@ -56,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     context = Context(settings or Settings())
 
     @contextlib.asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
         await context.start()
         try:
             yield
@@ -119,6 +120,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=BACKSTOP_S,
+                timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
 
@@ -136,6 +138,8 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             cut_off.cancel()
+            if self.context.settings.uds is not None:
+                self.context.settings.uds.unlink(missing_ok=True)  # now: the signal is raised again right after
 
     def _cut_off(self) -> None:
         for connection in tuple(self.server_state.connections):
@@ -152,7 +156,7 @@ def bind(settings: Settings) -> socket.socket:
         return _bind_uds(settings.uds)
     try:
         info = socket.getaddrinfo(settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(info[0], info[1])
+        listener = socket.socket(*info[:3])  # without the protocol, asyncio would leave Nagle's algorithm on
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         listener.bind(info[4])
@@ -214,8 +218,6 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = announce) -> Non
         Server(app, partial(ready, url)).run(sockets=[listener])
     finally:
         listener.close()
-        if settings.uds is not None:
-            settings.uds.unlink(missing_ok=True)
 
 
 def _check_names(settings: Settings) -> None:

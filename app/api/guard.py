@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import count
 
 from starlette.datastructures import Headers
@@ -35,8 +35,12 @@ SECURITY_HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.:-]+?)(?::\d{1,5})?")
+
+
+STARTED = "kickstand.started"
+RawHeaders = Mapping[bytes, bytes]
 
 
 class Guard:
@@ -60,43 +64,46 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers: RawHeaders = dict(scope["headers"])
         request_id = self._request_id(headers)
         scope[problems.REQUEST_ID] = request_id
-        send = _completed(send, request_id)
+        send = _completed(scope, send, request_id)
         refusal = self._refusal(scope, headers)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
         try:
             await self.app(scope, self._bounded(headers, receive), send)
-        except Exception as error:  # noqa: BLE001  whatever it was, the client gets a problem and the log gets the rest
+        except Exception as error:
+            if STARTED in scope:
+                raise
             await problems.internal(scope, error)(scope, receive, send)
 
-    def _request_id(self, headers: Headers) -> str:
-        given = headers.get("x-request-id")
+    def _request_id(self, headers: RawHeaders) -> str:
+        given = headers.get(b"x-request-id")
         if given is not None and _REQUEST_ID.fullmatch(given):
-            return given
+            return given.decode()
         return f"{self._prefix}-{next(self._numbers)}"
 
     # -- checks ------------------------------------------------------------------------------------------
 
-    def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
+    def _refusal(self, scope: Scope, headers: RawHeaders) -> Response | None:
         """The answer to a request that must not pass, or None."""
         return (
             self._check_host(scope, headers)
             or self._check_origin(scope, headers)
-            or self._check_token(scope, headers)
+            or self._check_token(scope)
             or self._check_length(scope, headers)
         )
 
-    def _check_host(self, scope: Scope, headers: Headers) -> Response | None:
-        given = headers.getlist("host")
-        if len(given) != 1:
+    def _check_host(self, scope: Scope, headers: RawHeaders) -> Response | None:
+        given = headers.get(b"host")
+        if given is None or [name for name, _ in scope["headers"]].count(b"host") > 1:
             return problems.http_failure(scope, 400, "a request has exactly one Host header")
-        if self._knows(given[0]):
+        host = given.decode("latin-1")
+        if self._knows(host):
             return None
-        return problems.http_failure(scope, 403, f"Host {given[0]!r} is not a name of this server (see --allow-host)")
+        return problems.http_failure(scope, 403, f"Host {host!r} is not a name of this server (see --allow-host)")
 
     def _knows(self, host: str) -> bool:
         host = host.lower()
@@ -108,25 +115,25 @@ class Guard:
         name = match[1].strip("[]")
         return name in self.hosts or (self.any_address and _is_address(name))
 
-    def _check_origin(self, scope: Scope, headers: Headers) -> Response | None:
+    def _check_origin(self, scope: Scope, headers: RawHeaders) -> Response | None:
         if scope["method"] in SAFE_METHODS or same_origin(scope, headers):
             return None
         return problems.http_failure(scope, 403, "a page of another origin may not send this request")
 
-    def _check_token(self, scope: Scope, headers: Headers) -> Response | None:
+    def _check_token(self, scope: Scope) -> Response | None:
         path: str = scope["path"]
         if not self.sessions.required or path in OPEN or path.startswith(OPEN_PREFIXES):
             return None
-        if self.sessions.admits(headers):
+        if self.sessions.admits(Headers(scope=scope)):
             return None
         detail = "this server wants its token: Authorization: Bearer TOKEN, or a session of the browser"
         return problems.http_failure(scope, 401, detail, {"WWW-Authenticate": "Bearer"})
 
     # -- the size of a body ------------------------------------------------------------------------------
 
-    def _check_length(self, scope: Scope, headers: Headers) -> Response | None:
-        length = headers.get("content-length")
-        if length is None or (length.isdecimal() and int(length) <= self.max_body):
+    def _check_length(self, scope: Scope, headers: RawHeaders) -> Response | None:
+        length = headers.get(b"content-length")
+        if length is None or (length.isdigit() and int(length) <= self.max_body):
             return None
         return self._too_large(scope)
 
@@ -137,19 +144,19 @@ class Guard:
     def _too_large_detail(self) -> str:
         return f"the body is larger than the limit of {self.max_body} bytes"
 
-    def _bounded(self, headers: Headers, receive: Receive) -> Receive:
+    def _bounded(self, headers: RawHeaders, receive: Receive) -> Receive:
         """Count the bytes of a body whose length was not declared."""
-        if "transfer-encoding" not in headers:
+        if b"transfer-encoding" not in headers:
             return receive
         return _counted(receive, self.max_body, self._too_large_detail)
 
 
-def same_origin(scope: Scope, headers: Headers) -> bool:
+def same_origin(scope: Scope, headers: RawHeaders) -> bool:
     """False if a browser says that another site's page makes this request."""
-    if headers.get("sec-fetch-site", "same-origin") != "same-origin":
+    if headers.get(b"sec-fetch-site", b"same-origin") != b"same-origin":
         return False
-    origin = headers.get("origin")
-    return origin is None or origin == f"{scope['scheme']}://{headers['host']}"
+    origin = headers.get(b"origin")
+    return origin is None or origin == b"%b://%b" % (scope["scheme"].encode(), headers[b"host"])
 
 
 def _is_address(name: str) -> bool:
@@ -174,12 +181,13 @@ def _counted(receive: Receive, limit: int, detail: str) -> Receive:
     return counting
 
 
-def _completed(send: Send, request_id: str) -> Send:
-    """Add the headers that every response has."""
+def _completed(scope: Scope, send: Send, request_id: str) -> Send:
+    """Add the headers that every response has, and note that there is one."""
     own = (*SECURITY_HEADERS, (b"x-request-id", request_id.encode()))
 
     async def completed(message: Message) -> None:
         if message["type"] == "http.response.start":
+            scope[STARTED] = True
             message["headers"] = [*message.get("headers", ()), *own]
         await send(message)
 

@@ -98,7 +98,7 @@ async def memory_transaction(request: Request, machine: TheMachine, body: schema
 @router.get("/dirty-log/{slot}", answer=answers.DirtyPages, ioctl="KVM_GET_DIRTY_LOG")
 async def get_dirty_log(request: Request, machine: TheMachine, slot: SlotId) -> Response:
     """Return the pages written since the last call, and forget them: the one GET that changes something."""
-    if not same_origin(request.scope, request.headers):
+    if not same_origin(request.scope, dict(request.scope["headers"])):
         raise HTTPException(403, "a page of another origin may not send this request")
     return reply({"dirty_pages": await while_connected(request, machine.get_dirty_log(slot))})
 

@@ -21,7 +21,8 @@ KVM_KICK_ALL_RUNNING_VCPUS and KVM_RESUME_ALL_KICKED_VCPUS, as a REST service.
 registers are emitted as `"0x..."` and accepted as such or as integers. Every failure is `application/problem+json`
 with an errno."""
 PARAMETERS = {
-    "vm": {"name": "vm", "in": "path", "required": True, "description": "The VM's id.", "schema": {"type": "string"}},
+    name: {"name": name, "in": "path", "required": True, "description": description, "schema": {"type": kind}}
+    for name, description, kind in (("vm", "The VM's id.", "string"), ("id", "The vCPU's id.", "integer"))
 }
 _PARAMETER = re.compile(r"\{(\w+)\}")
 

@@ -7,12 +7,14 @@ flat and in the order given, because the framework looks at them one by one: KVM
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Awaitable[Response]])
 
@@ -54,20 +56,16 @@ class Operation:
     status: int
     answer: type[BaseModel] | Media | None
     extra: dict[str, Any]
+    direct: bool = False
 
 
-@dataclass(slots=True)
 class Operations:
     """The operations of one router, for one tag and one or more prefixes."""
-
-    tag: str
-    prefixes: tuple[str, ...]
-    declared: list[Operation] = field(default_factory=list)
 
     def __init__(self, tag: str, *prefixes: str) -> None:
         self.tag = tag
         self.prefixes = prefixes
-        self.declared = []
+        self.declared: list[Operation] = []
 
     def get(self, path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:
         """Declare a GET; options as ``declare``."""
@@ -94,8 +92,13 @@ class Operations:
         status: int = 200,
         ioctl: str | None = None,
         body: dict[str, Any] | None = None,
+        direct: bool = False,
     ) -> Callable[[Endpoint], Endpoint]:
-        """Declare a route: what it answers, the ioctl it stands for, and a body that it reads itself."""
+        """Declare a route: what it answers, the ioctl it stands for, and a body that it reads itself.
+
+        ``direct``: a hot endpoint that takes the request alone is called without the framework's dependencies,
+        which cost more than the rest of the call; the framework then only documents it.
+        """
         extra: dict[str, Any] = {}
         if ioctl is not None:
             extra["x-ioctl"] = ioctl
@@ -103,7 +106,7 @@ class Operations:
             extra["requestBody"] = body
 
         def decorate(endpoint: Endpoint) -> Endpoint:
-            self.declared.append(Operation(method, path, endpoint, status, answer, extra))
+            self.declared.append(Operation(method, path, endpoint, status, answer, extra, direct))
             return endpoint
 
         return decorate
@@ -119,6 +122,8 @@ def _add(app: FastAPI, prefix: str, operation: Operation, tag: str) -> None:
     name = operation.endpoint.__name__
     model = operation.answer if isinstance(operation.answer, type) else None
     other = {operation.status: operation.answer.response()} if isinstance(operation.answer, Media) else None
+    if operation.direct:
+        app.router.routes.append(DirectRoute(prefix + operation.path, operation))
     app.add_api_route(
         prefix + operation.path,
         operation.endpoint,
@@ -132,6 +137,19 @@ def _add(app: FastAPI, prefix: str, operation: Operation, tag: str) -> None:
         responses=other,  # type: ignore[arg-type]  # the keys are statuses
         openapi_extra=operation.extra or None,
     )
+
+
+class DirectRoute(Route):
+    """A route that is served as it is; the framework's twin behind it is only documentation."""
+
+    def __init__(self, path: str, operation: Operation) -> None:
+        super().__init__(path, operation.endpoint, methods=[operation.method], include_in_schema=False)
+        self.openapi_extra = operation.extra  # where failures look the ioctl up
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve, and say which route it is, as the framework's own routes do."""
+        scope["route"] = self
+        await super().handle(scope, receive, send)
 
 
 class _Json(Response):

@@ -156,9 +156,8 @@ def _schema_error(error: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _ioctl(scope: Scope) -> str | None:
-    extra = getattr(scope.get("route"), "openapi_extra", None) or {}
-    name: str | None = extra.get("x-ioctl")
-    return name
+    extra: dict[str, Any] = getattr(scope.get("route"), "openapi_extra", None) or {}
+    return extra.get("x-ioctl")
 
 
 def _concerns(scope: Scope) -> tuple[str | None, int | None]:

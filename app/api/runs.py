@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 
 from fastapi import Request
 from starlette.responses import Response
@@ -14,9 +15,9 @@ from starlette.responses import Response
 from app.api import answers
 from app.api.context import context_of, disconnected, machine_of
 from app.api.operations import VCPU, Operations
-from app.api.problems import wrong_media_type
+from app.api.problems import invalid, wrong_media_type
 from app.api.replies import reply
-from app.api.schemas import Run, VcpuId
+from app.api.schemas import Run
 from app.core.errors import KvmError
 from app.core.vcpu import Cause
 from app.runtime.machine import DEFAULT_RUN_MS
@@ -25,11 +26,15 @@ from app.runtime.runs import Run as Running
 router = Operations("vcpus", *VCPU)
 BODY = {"required": False, "content": {"application/json": {"schema": Run.model_json_schema()}}}
 NOTHING_ASKED = Run()
+INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
-@router.post("/{id}/run", answer=answers.RunDone, ioctl="KVM_RUN", body=BODY)
-async def run(request: Request, id: VcpuId) -> Response:
+@router.post("/{id}/run", answer=answers.RunDone, ioctl="KVM_RUN", body=BODY, direct=True)
+async def run(request: Request) -> Response:
     """Run a vCPU until it leaves KVM_RUN. EINTR and EAGAIN are ordinary answers; `Kickstand-Errno` repeats them."""
+    vcpu_id = request.path_params["id"]
+    if not INTEGER.fullmatch(vcpu_id):
+        return invalid(request.scope, [{"type": "int_parsing", "loc": ("path", "id"), "msg": "not an integer"}])
     content = await request.body()
     if content and not is_json(request):
         return wrong_media_type(request)
@@ -37,7 +42,7 @@ async def run(request: Request, id: VcpuId) -> Response:
     context = context_of(request)
     context.admit_run()
     running = machine_of(request).start_run(
-        id,
+        int(vcpu_id),
         reply=asked.reply,
         immediate_exit=asked.immediate_exit,
         timeout_ms=_timeout(asked, context.settings.limits.run_timeout_ms),

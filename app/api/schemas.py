@@ -6,7 +6,7 @@ made from ``core.uapi``, so that they cannot drift from it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, cast
 
 from fastapi import Path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, model_validator
@@ -31,7 +31,7 @@ def number(value: object) -> object:
 def flag_bits(value: object) -> object:
     """Read flags as a list of names; leave everything else to ``number``."""
     if isinstance(value, list):
-        return int(MemFlag.from_names(map(str, value)))
+        return int(MemFlag.from_names(map(str, cast("list[object]", value))))
     return number(value)
 
 
@@ -166,17 +166,16 @@ class CreateHostMemory(Body):
     fill: int | str | None = Field(default=None, examples=[0, "cafe", "pattern"])
 
 
-class RegionIn(Body):
+class Region(Body):
     """``kvm_userspace_memory_region`` without its slot; ``memory_size`` 0 deletes, and needs nothing else."""
 
     flags: Flags = 0
     guest_phys_addr: U64 = 0
     memory_size: U64
     userspace_addr: U64 = 0
-    slot: U32 | None = Field(default=None, description="May be repeated here; must be the path's.")
 
     @model_validator(mode="after")
-    def is_complete(self) -> RegionIn:
+    def is_complete(self) -> Self:
         """A region that is not a deletion says where it is and what backs it."""
         missing = [name for name in ("guest_phys_addr", "userspace_addr") if name not in self.model_fields_set]
         if self.memory_size and missing:
@@ -188,7 +187,13 @@ class RegionIn(Body):
         return CoreRegion(slot, self.flags, self.guest_phys_addr, self.memory_size, self.userspace_addr)
 
 
-class SlottedRegion(RegionIn):
+class RegionIn(Region):
+    """The region of the slot in the path."""
+
+    slot: U32 | None = Field(default=None, description="May be repeated here; must be the path's.")
+
+
+class SlottedRegion(Region):
     """A region with its slot: one operation of a transaction."""
 
     slot: U32

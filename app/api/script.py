@@ -38,8 +38,8 @@ class Script(RootModel[list[Any] | dict[str, Any]]):
 
     def __len__(self) -> int:
         """How many operations it has."""
-        listed = self.root.get("operations") if isinstance(self.root, dict) else self.root
-        return len(listed) if isinstance(listed, list) else 0
+        listed: Any = self.root.get("operations", []) if isinstance(self.root, dict) else self.root
+        return len(listed) if hasattr(listed, "__len__") else 0
 
 
 @router.post("/script", answer=answers.ScriptDone)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, cast
 
 from fastapi import Body, Query, Request
 from starlette.responses import Response
@@ -56,7 +57,7 @@ async def get_regs(machine: TheMachine, id: VcpuId) -> Response:
 @router.put("/{id}/regs", answer=schemas.Regs, ioctl="KVM_SET_REGS")
 async def set_regs(request: Request, machine: TheMachine, id: VcpuId, body: schemas.RegsIn) -> Response:  # type: ignore[valid-type]  # made from the ABI
     """Set the named registers and leave the others; waits for KVM_RUN to end."""
-    await while_connected(request, machine.set_regs(id, body.model_dump(exclude_none=True)))  # type: ignore[attr-defined]
+    await while_connected(request, machine.set_regs(id, _named(body)))
     return reply(await _regs(machine, id))
 
 
@@ -69,11 +70,9 @@ async def get_sregs(machine: TheMachine, id: VcpuId) -> Response:
 @router.put("/{id}/sregs", answer=schemas.Sregs, ioctl="KVM_SET_SREGS")
 async def set_sregs(request: Request, machine: TheMachine, id: VcpuId, body: schemas.SregsIn) -> Response:  # type: ignore[valid-type]  # made from the ABI
     """Set the named special registers, within segments too; waits for KVM_RUN to end."""
-    changes: dict[str, Any] = body.model_dump(exclude_none=True)  # type: ignore[attr-defined]
     now = await machine.get_sregs(id)
-    await while_connected(
-        request, machine.set_sregs(id, {name: _over(now.get(name), new) for name, new in changes.items()})
-    )
+    merged = {name: _over(now.get(name), new) for name, new in _named(body).items()}
+    await while_connected(request, machine.set_sregs(id, merged))
     return reply(await _sregs(machine, id))
 
 
@@ -141,6 +140,14 @@ async def _sregs(machine: Machine, vcpu_id: int) -> dict[str, Any]:
     return KVM_SREGS.to_json(await machine.get_sregs(vcpu_id))
 
 
-def _over(old: object, new: Any) -> Any:
+def _named(body: Any) -> dict[str, Any]:
+    """The members that a request names."""
+    named: dict[str, Any] = body.model_dump(exclude_none=True)
+    return named
+
+
+def _over(old: Any, new: Any) -> Any:
     """Overlay one member: a segment keeps what is not named."""
-    return {**old, **new} if isinstance(old, dict) and isinstance(new, dict) else new
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**cast("Mapping[str, object]", old), **cast("Mapping[str, object]", new)}
+    return new

@@ -13,19 +13,20 @@ from app.core.atomics import Shared, Task, atomic, blocked
 class IoctlCounts(Shared):
     """How many ioctls are under way per owner (a vCPU's thread, or the VM), and who inhibits new ones."""
 
-    __slots__ = ("counts", "awaited", "inhibitor")
+    __slots__ = ("counts", "awaited", "inhibitor", "event")
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: dict[str, int] = {}
         self.awaited: frozenset[str] = frozenset()  # owners inside whose next ``end`` somebody waits for
         self.inhibitor: str | None = None
+        self.event = False  # ``in_ioctl_event``: an ioctl has ended since it was reset
 
     def state(self) -> tuple[Any, ...]:
-        return tuple(sorted(self.counts.items())), self.awaited, self.inhibitor
+        return tuple(sorted(self.counts.items())), self.awaited, self.inhibitor, self.event
 
     def load(self, state: tuple[Any, ...]) -> None:
-        counts, self.awaited, self.inhibitor = state
+        counts, self.awaited, self.inhibitor, self.event = state
         self.counts = dict(counts)
 
     @atomic
@@ -38,11 +39,9 @@ class IoctlCounts(Shared):
     async def begin_unless_inhibited(self, owner: str, process: str, task: Task) -> bool:
         """Start an ioctl, waiting while new ones are inhibited; false if a signal comes first.
 
-        Only the step from 0 to 1 waits (``qemu_lockcnt_inc``), and the inhibitor's own ioctls do not count.
+        Only the step from 0 to 1 waits (``qemu_lockcnt_inc``), and the inhibitor's own ioctls do not wait.
         """
-        if self.inhibitor == process:
-            return True
-        while self.inhibitor is not None and not self.counts.get(owner):
+        while self.inhibitor not in (None, process) and not self.counts.get(owner):
             if task.signal:
                 return False
             await blocked(self, task)
@@ -52,21 +51,14 @@ class IoctlCounts(Shared):
     @atomic
     async def end(self, owner: str) -> None:
         """An ioctl of ``owner`` returned."""
-        self._end(owner)
-
-    @atomic
-    async def end_unless_holder(self, owner: str, process: str) -> None:
-        """An ioctl returned; the inhibitor's own were not counted."""
-        if self.inhibitor != process:
-            self._end(owner)
-
-    def _end(self, owner: str) -> None:
         left = self.counts[owner] - 1
         if left:
             self.counts[owner] = left
         else:
             del self.counts[owner]
         self.awaited -= {owner}
+        if self.inhibitor is not None:
+            self.event = True
         self.changed()
 
     @atomic
@@ -96,16 +88,27 @@ class IoctlCounts(Shared):
         return opened
 
     @atomic
-    async def wait_idle(self) -> None:
-        """Wait until no ioctl is under way."""
-        while self.counts:
+    async def reset_event(self) -> None:
+        """From now on ``wait_event`` waits for the next ``end``."""
+        self.event = False
+
+    @atomic
+    async def wait_event(self) -> None:
+        """Wait until an ioctl has ended."""
+        while not self.event:
             await blocked(self)
+
+    @atomic
+    async def idle(self) -> bool:
+        """No ioctl is under way."""
+        return not self.counts
 
     @atomic
     async def permit(self) -> int:
         """Let new ioctls start; 1 if they were inhibited."""
         was = self.inhibitor is not None
         self.inhibitor = None
+        self.event = False
         if was:
             self.changed()
         return int(was)

@@ -124,7 +124,19 @@ def assert_problem(response, status, errno):
     assert response.headers["content-type"] == "application/problem+json", response.text
     problem = response.json()
     assert (response.status_code, problem["status"], problem["errno"]) == (status, status, errno), problem
-    wanted = {"type", "title", "status", "detail", "instance", "errno", "errno_value", "ioctl", "vm", "vcpu", "retryable"}
+    wanted = {
+        "type",
+        "title",
+        "status",
+        "detail",
+        "instance",
+        "errno",
+        "errno_value",
+        "ioctl",
+        "vm",
+        "vcpu",
+        "retryable",
+    }
     assert wanted <= set(problem)
     assert problem["instance"] == response.headers["x-request-id"]
     assert response.headers["kickstand-errno"] == errno

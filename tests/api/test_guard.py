@@ -26,7 +26,8 @@ async def test_every_name_of_loopback_is_this_server(client, host):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "testserver", "localhost.evil.example", "127.0.0.1.nip.io", "192.168.0.1", "localhost:", ""]
+    "host",
+    ["evil.example", "testserver", "localhost.evil.example", "127.0.0.1.nip.io", "192.168.0.1", "localhost:", ""],
 )
 @pytest.mark.parametrize("path", ["/healthz", "/vm", "/"])
 async def test_any_other_host_is_refused_even_for_open_paths(client, host, path):
@@ -35,6 +36,7 @@ async def test_any_other_host_is_refused_even_for_open_paths(client, host, path)
     assert_problem(response, response.status_code, "EINVAL" if response.status_code == 400 else "EACCES")
 
 
+@pytest.mark.slow
 async def test_a_configured_name_and_the_bound_host_are_allowed(token_file):
     app = create_app(Settings(host="0.0.0.0", token_file=token_file, allowed_hosts=("kick.example",)))
     transport = httpx.ASGITransport(app)
@@ -43,14 +45,23 @@ async def test_a_configured_name_and_the_bound_host_are_allowed(token_file):
             assert (await client.get("/healthz")).status_code == status, host
 
 
-ORIGINS = {None: True, "own": True, "null": False, "http://evil.example": False, "https-own": False, "other-port": False}
+ORIGINS = {
+    None: True,
+    "own": True,
+    "null": False,
+    "http://evil.example": False,
+    "https-own": False,
+    "other-port": False,
+}
 SITES = {None: True, "same-origin": True, "same-site": False, "cross-site": False, "none": False}
 
 
 @pytest.mark.parametrize(("origin", "site"), list(itertools.product(ORIGINS, SITES)))
 async def test_a_page_of_another_origin_cannot_kick(server, client, origin, site):
     own = f"127.0.0.1:{server.port}"
-    value = {"own": f"http://{own}", "https-own": f"https://{own}", "other-port": "http://127.0.0.1:1"}.get(origin, origin)
+    value = {"own": f"http://{own}", "https-own": f"https://{own}", "other-port": "http://127.0.0.1:1"}.get(
+        origin, origin
+    )
     headers = {"Origin": value, "Sec-Fetch-Site": site}
     response = await client.post("/vm/resume", headers={k: v for k, v in headers.items() if v is not None})
     if ORIGINS[origin] and SITES[site]:
@@ -62,7 +73,8 @@ async def test_a_page_of_another_origin_cannot_kick(server, client, origin, site
 async def test_reading_is_not_subject_to_the_origin_check_except_where_it_changes_something(client):
     headers = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
     response = await client.get("/vm", headers=headers)
-    assert response.status_code == 200 and "access-control-allow-origin" not in response.headers
+    assert response.status_code == 200
+    assert "access-control-allow-origin" not in response.headers
     assert_problem(await client.get("/vm/dirty-log/0", headers=headers), 403, "EACCES")
 
 
@@ -74,9 +86,11 @@ async def test_every_answer_has_the_security_headers(client, path):
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert headers["referrer-policy"] == "no-referrer"
     assert headers["cross-origin-resource-policy"] == "same-origin"
-    assert headers["x-request-id"] and "server" not in headers
+    assert headers["x-request-id"]
+    assert "server" not in headers
 
 
+@pytest.mark.slow
 async def test_with_a_token_everything_but_health_and_bare_pages_wants_it(token_file):
     async with live(token_file=token_file) as server, server.client() as client:
         for path in ("/healthz", "/", "/docs", "/static/docs.js"):
@@ -91,6 +105,7 @@ async def test_with_a_token_everything_but_health_and_bare_pages_wants_it(token_
             assert (await client.get("/vm", headers={"Authorization": given})).status_code == 401
 
 
+@pytest.mark.slow
 async def test_a_one_time_code_becomes_a_session_cookie_once(token_file):
     async with live(token_file=token_file) as server, server.client() as client:
         code = server.context.sessions.code()
@@ -98,13 +113,15 @@ async def test_a_one_time_code_becomes_a_session_cookie_once(token_file):
         response = await client.post("/session", json={"code": code})
         assert response.status_code == 204
         cookie = response.headers["set-cookie"].lower()
-        assert "httponly" in cookie and "samesite=strict" in cookie
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
         assert (await client.post("/vm/resume")).status_code == 200
         cross = await client.post("/vm/resume", headers={"Origin": "http://evil.example"})
         assert_problem(cross, 403, "EACCES")
         assert_problem(await client.post("/session", json={"code": code}), 403, "EACCES")
 
 
+@pytest.mark.slow
 async def test_the_token_is_in_no_answer_and_in_no_log(token_file, caplog):
     caplog.set_level(0)
     async with live(token_file=token_file) as server, server.client() as client:
@@ -144,11 +161,13 @@ def test_a_unix_socket_is_for_this_user_only_and_a_stale_one_is_replaced(tmp_pat
     listener.close()
 
 
+@pytest.mark.slow
 async def test_a_unix_socket_serves(tmp_path):
     path = tmp_path / "k.sock"
     settings = Settings(uds=path)
     async with live_uds(settings) as client:
         assert (await client.get("/vm")).json()["id"] == "default"
+    assert not path.exists()
 
 
 def live_uds(settings):

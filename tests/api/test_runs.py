@@ -13,8 +13,9 @@ def in_guest(machine, vcpu=0):
 
 
 def at_rest(machine):
-    return lambda: not machine.runs and all(
-        vcpu.mutex.owner is None and vcpu.watched.state is VcpuState.USER for vcpu in machine.vm.vcpus.values()
+    return lambda: (
+        not machine.runs
+        and all(vcpu.mutex.owner is None and vcpu.watched.state is VcpuState.USER for vcpu in machine.vm.vcpus.values())
     )
 
 
@@ -45,16 +46,23 @@ async def test_an_empty_body_is_an_ordinary_run_whatever_its_content_type(client
 
 async def test_a_longer_poll_than_the_limit_is_refused_by_the_field_name(client, vm):
     problem = assert_problem(await client.post(f"{vm}/vcpu/0/run", json={"timeout_ms": 60_001}), 422, "EINVAL")
-    assert problem["errors"][0]["pointer"] == "/timeout_ms" and problem["ioctl"] == "KVM_RUN"
+    assert problem["errors"][0]["pointer"] == "/timeout_ms"
+    assert problem["ioctl"] == "KVM_RUN"
 
 
 @pytest.mark.parametrize(
     ("body", "pointer"),
-    [({"reply": "0g"}, "/reply"), ({"timeout_ms": -1}, "/timeout_ms"), ({"nowait": "never"}, "/nowait"), ({"x": 1}, "/x")],
+    [
+        ({"reply": "0g"}, "/reply"),
+        ({"timeout_ms": -1}, "/timeout_ms"),
+        ({"nowait": "never"}, "/nowait"),
+        ({"x": 1}, "/x"),
+    ],
 )
 async def test_a_wrong_field_of_run_is_named(client, vm, body, pointer):
     problem = assert_problem(await client.post(f"{vm}/vcpu/0/run", json=body), 422, "EINVAL")
-    assert problem["errors"][0]["pointer"] == pointer and pointer[1:] in problem["errors"][0]["message"]
+    assert problem["errors"][0]["pointer"] == pointer
+    assert pointer[1:] in problem["errors"][0]["message"]
 
 
 async def test_a_reply_that_nobody_waits_for_is_refused(client, vm):
@@ -65,7 +73,8 @@ async def test_a_reply_that_nobody_waits_for_is_refused(client, vm):
 async def test_nowait_answers_ebusy_while_another_run_is_inside(client, machine, vm):
     task = await parked(client, machine, f"{vm}/vcpu/0/run")
     problem = assert_problem(await client.post(f"{vm}/vcpu/0/run", json={"nowait": True}), 409, "EBUSY")
-    assert problem["retryable"] and problem["vcpu"] == 0
+    assert problem["retryable"]
+    assert problem["vcpu"] == 0
     machine.signal(0)
     await task
 
@@ -85,7 +94,7 @@ async def test_a_client_that_goes_away_is_a_signal_and_nothing_stays_behind(serv
     await asyncio.sleep(0)
     before = len(asyncio.all_tasks())
     exits = machine.vm.vcpus[0].watched.counters.signal_exits
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    _reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(f"POST {vm}/vcpu/0/run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
     await until(in_guest(machine), "the run parks")
     writer.transport.abort()
@@ -97,12 +106,13 @@ async def test_a_client_that_goes_away_is_a_signal_and_nothing_stays_behind(serv
 
 async def test_a_departed_client_that_waited_for_the_mutex_leaves_the_run_inside_alone(server, client, machine, vm):
     first = await parked(client, machine, f"{vm}/vcpu/0/run")
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    _reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(f"POST {vm}/vcpu/0/run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
     await until(lambda: len(machine.runs) == 2)
     writer.transport.abort()
     await until(lambda: len(machine.runs) == 1)
-    assert in_guest(machine)() and not first.done()
+    assert in_guest(machine)()
+    assert not first.done()
     machine.signal(0)
     await first
 
@@ -117,7 +127,9 @@ async def test_two_hundred_parked_runs_answer_one_kick(server, client):
         kick = (await client.post("/vms/crowd/kick")).json()
         answers = [task.json() for task in await asyncio.gather(*tasks)]
         assert kick["vcpus_stopped"] == 200
-        assert {(a["errno"], a["cause"], a["kick_id"]) for a in answers} == {("EINTR", "userspace_kick", kick["kick_id"])}
+        assert {(a["errno"], a["cause"], a["kick_id"]) for a in answers} == {
+            ("EINTR", "userspace_kick", kick["kick_id"])
+        }
         assert at_rest(machine)()
         await until(lambda: len(asyncio.all_tasks()) <= before + 1, "every task ends")
     finally:
@@ -131,7 +143,9 @@ async def test_a_storm_of_disconnects_releases_every_read_side(server):
         writers = []
         for n in range(100):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(f"POST /vms/storm/vcpu/{n}/run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+            writer.write(
+                f"POST /vms/storm/vcpu/{n}/run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode()
+            )
             writers.append(writer)
         await until(lambda: machine.vm.variant.memory_transaction.readers == 100, "all park")
         for writer in writers:
@@ -158,7 +172,8 @@ async def test_a_kick_that_times_out_names_the_vcpus_that_are_still_inside(clien
     finally:
         machine.vm.vcpus[1].watched.state = VcpuState.USER
         await machine.call(semaphore.up_read())
-    assert problem["vcpus"] == [1] and problem["retryable"]
+    assert problem["vcpus"] == [1]
+    assert problem["retryable"]
     assert problem["ioctl"] == "KVM_KICK_ALL_RUNNING_VCPUS"
 
 
@@ -173,6 +188,7 @@ async def test_a_client_that_gives_up_a_kick_leaves_the_queue(server, machine, v
     await machine.call(semaphore.up_read())
 
 
+@pytest.mark.slow
 async def test_more_parked_runs_than_the_limit_are_refused_and_retryable():
     from app.settings import Limits
 
@@ -181,8 +197,8 @@ async def test_more_parked_runs_than_the_limit_are_refused_and_retryable():
         task = await parked(client, machine, "/vcpu/0/run")
         refused = await client.post("/vcpu/1/run")
         problem = assert_problem(refused, 503, "EAGAIN")
-        assert problem["retryable"] and refused.headers["retry-after"] == "1" and "parked_runs" in problem["detail"]
+        assert problem["retryable"]
+        assert refused.headers["retry-after"] == "1"
+        assert "parked_runs" in problem["detail"]
         machine.signal(0)
         await task
-
-

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -53,6 +54,26 @@ async def test_sigterm_ends_streams_parked_runs_and_idle_connections_within_a_se
     assert code in (0, -signal.SIGTERM)
     assert {end["event"] for end in ends} == {"bye"}
     assert {(answer["errno"], answer["cause"]) for answer in answers} == {("EINTR", "signal")}
+    assert await process.stderr.read() == b""
+
+
+@pytest.mark.slow
+async def test_sigterm_ends_a_busy_server_with_a_reader_that_does_not_read_within_a_second():
+    process, url = await start()
+    async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        deaf = socket.create_connection(("127.0.0.1", httpx.URL(url).port))
+        deaf.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for vcpu in range(2):
+            await client.put(f"/vcpu/{vcpu}/program", json=[["out", 1, 1]])
+            await client.post(f"/vcpu/{vcpu}/start")
+        while (await client.get("/vm")).json()["seq"] < 20_000:
+            pass
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+        took = time.monotonic() - began
+        deaf.close()
+    assert took < 1, took
     assert await process.stderr.read() == b""
 
 

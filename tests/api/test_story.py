@@ -24,10 +24,13 @@ async def test_a_kicked_run_answers_eintr_until_resume_and_the_stream_tells_it_i
         await stream.until("vcpu_state", state="guest")
 
         kick = (await client.post(f"{vm}/kick")).json()
-        assert kick["changed"] and kick["vcpus_stopped"] == 1 and kick["holds"] == 1
+        assert kick["changed"]
+        assert kick["vcpus_stopped"] == 1
+        assert kick["holds"] == 1
 
         first = await parked
-        assert first.status_code == 200 and first.headers["Kickstand-Errno"] == "EINTR"
+        assert first.status_code == 200
+        assert first.headers["Kickstand-Errno"] == "EINTR"
         assert (first.json()["ret"], first.json()["errno"]) == (-1, "EINTR")
         assert (first.json()["cause"], first.json()["kick_id"]) == ("userspace_kick", kick["kick_id"])
 
@@ -41,8 +44,10 @@ async def test_a_kicked_run_answers_eintr_until_resume_and_the_stream_tells_it_i
         await client.post(f"{vm}/vcpu/0/signal")
         assert (await running).json()["cause"] == "signal"
 
-        seen = [(e["event"], e["data"].get("phase"), e["data"].get("errno")) for e in await stream.until(
-            "kvm_userspace_exit", reason="KVM_EXIT_INTR")]
+        seen = [
+            (e["event"], e["data"].get("phase"), e["data"].get("errno"))
+            for e in await stream.until("kvm_userspace_exit", reason="KVM_EXIT_INTR")
+        ]
     order = [
         ("kvm_kick_all", "requested", None),
         ("kvm_userspace_exit", None, 4),

@@ -38,7 +38,9 @@ async def test_a_vm_stream_begins_with_the_vm_and_shows_no_other(server, client,
     async with events(client, f"{vm}/events") as stream:
         snapshot = (await stream.next())["data"]
         assert snapshot["vm"] == snapshot["id"] == machine.id
-        assert snapshot["memory_regions"] == [] and len(snapshot["vcpus"]) == 2 and "locks" in snapshot
+        assert snapshot["memory_regions"] == []
+        assert len(snapshot["vcpus"]) == 2
+        assert "locks" in snapshot
         await server.registry.get("default").kick()
         await server.registry.get("default").resume()
         await machine.kick()
@@ -63,17 +65,21 @@ async def test_a_reader_that_comes_back_gets_exactly_what_it_missed(server, clie
     options = {"headers": {"Last-Event-ID": last}} if by == "header" else {"params": {"after": last}}
     async with events(client, f"{vm}/events", **options) as stream:
         seen = await stream.until("kvm_kick_all", phase="completed")
-    assert seen[0]["event"] == "kvm_kick_all" and "snapshot" not in [event["event"] for event in seen]
+    assert seen[0]["event"] == "kvm_kick_all"
+    assert "snapshot" not in [event["event"] for event in seen]
 
 
 @pytest.mark.parametrize("after", ["nonsense", "00000000-1", "-", "99999999999999999999", "%00", "é"])
 async def test_an_unusable_resume_point_gives_gap_and_snapshot_and_never_an_error(client, vm, after):
     async with events(client, f"{vm}/events", params={"after": after}) as stream:
         gap, snapshot = await stream.next(), await stream.next()
-    assert gap["event"] == "gap" and gap["data"]["reason"] in ("epoch", "unusable", "future")
-    assert gap["id"] is None and snapshot["event"] == "snapshot"
+    assert gap["event"] == "gap"
+    assert gap["data"]["reason"] in ("epoch", "unusable", "future")
+    assert gap["id"] is None
+    assert snapshot["event"] == "snapshot"
 
 
+@pytest.mark.slow
 async def test_a_resume_point_that_the_ring_has_dropped_gives_gap_and_snapshot():
     async with live(streams=StreamSettings(backlog=3)) as server, server.client() as client:
         log = server.registry.log
@@ -81,20 +87,26 @@ async def test_a_resume_point_that_the_ring_has_dropped_gives_gap_and_snapshot()
             log.emit("default", "kvm_kick_all", None, {})
         async with events(client, "/vm/events", params={"after": f"{log.epoch}-1"}) as stream:
             gap, snapshot = await stream.next(), await stream.next()
-        assert gap["data"]["reason"] == "too_old" and snapshot["data"]["seq"] == log.seq
+        assert gap["data"]["reason"] == "too_old"
+        assert snapshot["data"]["seq"] == log.seq
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ndjson", [False, True], ids=["sse", "ndjson"])
 async def test_an_idle_stream_has_a_heartbeat(ndjson):
-    async with live(streams=StreamSettings(heartbeat_s=0.01)) as server, server.client() as client:
-        async with events(client, "/vm/events", ndjson=ndjson) as stream:
-            assert (await stream.next())["event"] == "snapshot"
-            if ndjson:
-                assert (await stream.next())["event"] == "heartbeat"
-            else:
-                asyncio.get_running_loop().call_later(0.05, server.registry.log.emit, "default", "kvm_kick", 0, {})
-                await stream.next()
-                assert stream.comments[0].startswith(": hb ")
+    settings = StreamSettings(heartbeat_s=0.01)
+    async with (
+        live(streams=settings) as server,
+        server.client() as client,
+        events(client, "/vm/events", ndjson=ndjson) as stream,
+    ):
+        assert (await stream.next())["event"] == "snapshot"
+        if ndjson:
+            assert (await stream.next())["event"] == "heartbeat"
+        else:
+            asyncio.get_running_loop().call_later(0.05, server.registry.log.emit, "default", "kvm_kick", 0, {})
+            await stream.next()
+            assert stream.comments[0].startswith(": hb ")
 
 
 class Deaf:
@@ -144,10 +156,12 @@ async def test_a_slow_reader_gets_one_gap_with_the_count_and_a_snapshot_and_slow
         seen = await reading
         names = [event["event"] for event in seen]
         at = names.index("gap")
-        assert names.count("gap") == 1 and names[at + 1] == "snapshot"
+        assert names.count("gap") == 1
+        assert names[at + 1] == "snapshot"
         gap, before, after = seen[at]["data"], seqs(seen[1:at]), seqs(seen[at + 2 :])
         assert before == list(range(before[0], before[0] + len(before)))
-        assert gap["from"] == before[-1] + 1 and gap["count"] == gap["to"] - gap["from"] + 1
+        assert gap["from"] == before[-1] + 1
+        assert gap["count"] == gap["to"] - gap["from"] + 1
         assert after == list(range(seen[at + 1]["data"]["seq"] + 1, last + 1))
         assert server.context.hub.gaps == 1
 
@@ -183,27 +197,32 @@ async def test_destroying_a_vm_ends_its_stream_with_bye(client, machine, vm):
     assert seen[-1]["data"]["reason"] == "destroyed"
 
 
+@pytest.mark.slow
 async def test_a_stopping_server_says_bye_last_and_ends_parked_runs():
-    async with live() as server, server.client() as client:
-        async with events(client, "/vm/events") as stream:
-            await stream.next()
-            parked = asyncio.create_task(client.post("/vcpu/0/run"))
-            await stream.until("vcpu_state", state="guest")
-            stopping = asyncio.create_task(server.context.stop())
-            seen = await stream.rest()
-            await stopping
-            assert seen[-1]["event"] == "bye" and seen[-1]["data"]["reason"] == "shutdown"
-            answer = (await parked).json()
-            assert (answer["errno"], answer["cause"]) == ("EINTR", "signal")
-            assert_problem(await client.post("/vcpu/0/run"), 503, "EAGAIN")
-            assert_problem(await client.get("/readyz"), 503, "EAGAIN")
+    async with live() as server, server.client() as client, events(client, "/vm/events") as stream:
+        await stream.next()
+        parked = asyncio.create_task(client.post("/vcpu/0/run"))
+        await stream.until("vcpu_state", state="guest")
+        stopping = asyncio.create_task(server.context.stop())
+        seen = await stream.rest()
+        await stopping
+        assert seen[-1]["event"] == "bye"
+        assert seen[-1]["data"]["reason"] == "shutdown"
+        answer = (await parked).json()
+        assert (answer["errno"], answer["cause"]) == ("EINTR", "signal")
+        assert_problem(await client.post("/vcpu/0/run"), 503, "EAGAIN")
+        assert_problem(await client.get("/readyz"), 503, "EAGAIN")
 
 
+@pytest.mark.slow
 async def test_more_streams_than_the_limit_are_refused():
-    async with live(limits=Limits(streams=1)) as server, server.client() as client:
-        async with events(client, "/events") as stream:
-            await stream.next()
-            assert_problem(await client.get("/events"), 503, "EAGAIN")
+    async with (
+        live(limits=Limits(streams=1)) as server,
+        server.client() as client,
+        events(client, "/events") as stream,
+    ):
+        await stream.next()
+        assert_problem(await client.get("/events"), 503, "EAGAIN")
 
 
 async def test_a_burst_wakes_a_reader_once_and_is_encoded_once(server):
@@ -217,7 +236,8 @@ async def test_a_burst_wakes_a_reader_once_and_is_encoded_once(server):
         log.emit("x", "kvm_test", None, {})
     await waiting
     chunk, last = hub.chunk(View(), SSE, seq)
-    assert chunk.count(b"event: kvm_test") == 10 and last == seq + 10
+    assert chunk.count(b"event: kvm_test") == 10
+    assert last == seq + 10
     assert hub.chunk(View(), SSE, seq)[0] is chunk
     assert all(record._data is not None for record in log.since(seq)[0])
 

@@ -1,5 +1,6 @@
 """The server about itself: capabilities, schema, pages, metrics, reset, script, trace."""
 
+import itertools
 import json
 import re
 
@@ -31,6 +32,7 @@ def operations(schema):
     return [operation for methods in schema["paths"].values() for operation in methods.values()]
 
 
+@pytest.mark.slow
 def test_the_schema_has_every_path_of_the_contract_under_both_prefixes():
     paths = {path: " ".join(sorted(methods)) for path, methods in create_app().openapi()["paths"].items()}
     wanted = dict(PATHS)
@@ -38,17 +40,22 @@ def test_the_schema_has_every_path_of_the_contract_under_both_prefixes():
         wanted |= {prefix + path: methods for path, methods in OF_A_VM.items()}
     for prefix in ("/vcpu", "/vms/{vm}/vcpu"):
         wanted |= {prefix + path: methods for path, methods in OF_A_VCPU.items()}
-    missing = {path: methods for path, methods in wanted.items() if paths.get(path) != " ".join(sorted(methods.split()))}
+    missing = {
+        path: methods for path, methods in wanted.items() if paths.get(path) != " ".join(sorted(methods.split()))
+    }
     assert not missing
 
 
+@pytest.mark.slow
 def test_the_schema_is_the_same_each_time_and_its_ids_are_unique():
     first, second = (json.dumps(create_app(Settings(port=port)).openapi()) for port in (1, 2))
     assert first == second
     ids = [operation["operationId"] for operation in operations(json.loads(first))]
-    assert len(ids) == len(set(ids)) and {"run", "run_of_vm", "kick", "kick_of_vm"} <= set(ids)
+    assert len(ids) == len(set(ids))
+    assert {"run", "run_of_vm", "kick", "kick_of_vm"} <= set(ids)
 
 
+@pytest.mark.slow
 def test_the_schema_documents_failures_parameters_and_streams():
     schema = create_app().openapi()
     text = json.dumps(schema)
@@ -69,11 +76,13 @@ def test_the_schema_documents_failures_parameters_and_streams():
 async def test_kvm_tells_version_capabilities_limits_variants_and_engines(client):
     kvm = (await client.get("/kvm")).json()
     assert kvm["api_version"] == 12
-    assert kvm["capabilities"]["KVM_CAP_USER_MEMORY"] == 1 and kvm["capabilities"]["KVM_CAP_NR_MEMSLOTS"] == 32764
+    assert kvm["capabilities"]["KVM_CAP_USER_MEMORY"] == 1
+    assert kvm["capabilities"]["KVM_CAP_NR_MEMSLOTS"] == 32764
     assert {entry["name"] for entry in kvm["variants"]} == set(variants())
     assert all(entry["summary"] for entry in kvm["variants"])
     assert {"name": "script", "available": True, "reason": None} in kvm["engines"]
-    assert {"merge", "two_vms"} <= set(kvm["scenarios"]) and {"deadlock", "lost_exit"} <= set(kvm["properties"])
+    assert {"merge", "two_vms"} <= set(kvm["scenarios"])
+    assert {"deadlock", "lost_exit"} <= set(kvm["properties"])
     assert kvm["limits"]["run_timeout_ms"] == 60_000
 
 
@@ -94,9 +103,11 @@ async def test_metrics_are_prometheus_text_with_one_series_per_vm(client, machin
     assert answer.headers["content-type"].startswith("text/plain")
     assert f'kickstand_vcpu_runs_total{{vm="{machine.id}"}} 1.0' in answer.text
     assert f'kickstand_vcpus{{state="user",vm="{machine.id}"}} 2.0' in answer.text
-    assert "kickstand_parked_runs 0.0" in answer.text and "python_info" not in answer.text
+    assert "kickstand_parked_runs 0.0" in answer.text
+    assert "python_info" not in answer.text
 
 
+@pytest.mark.slow
 async def test_reset_brings_back_the_start_and_only_where_it_is_allowed():
     async with live() as server, server.client() as client:
         assert_problem(await client.post("/reset"), 403, "EPERM")
@@ -108,6 +119,7 @@ async def test_reset_brings_back_the_start_and_only_where_it_is_allowed():
         assert [(vm["id"], [vcpu["id"] for vcpu in vm["vcpus"]]) for vm in vms] == [("default", [0])]
 
 
+@pytest.mark.slow
 async def test_a_server_without_a_default_vm_answers_enodev():
     async with live(default_vm=False) as server, server.client() as client:
         assert (await client.get("/vms")).json() == {"vms": []}
@@ -121,8 +133,14 @@ async def test_query_parameters_that_nobody_knows_are_tolerated(client):
 
 SCRIPT = [
     {"op": "arena", "args": {"name": "m", "size": 4096}},
-    {"op": "set_memory_region", "args": {"slot": 0, "flags": 0, "gpa": 0, "size": 4096, "host": {"arena": "m", "offset": 0}}},
-    {"op": "set_memory_region", "args": {"slot": 1, "flags": 0, "gpa": 0, "size": 4096, "host": {"arena": "m", "offset": 0}}},
+    {
+        "op": "set_memory_region",
+        "args": {"slot": 0, "flags": 0, "gpa": 0, "size": 4096, "host": {"arena": "m", "offset": 0}},
+    },
+    {
+        "op": "set_memory_region",
+        "args": {"slot": 1, "flags": 0, "gpa": 0, "size": 4096, "host": {"arena": "m", "offset": 0}},
+    },
     {"op": "kick", "args": {}},
     {"op": "run", "args": {"vcpu": 0}},
     {"op": "resume", "args": {}},
@@ -151,9 +169,11 @@ async def test_a_wrong_script_is_refused_before_anything_is_played(client, machi
         f"{vm}/script", json={"operations": body} if wrapped else body, headers={"Accept": accept}
     )
     problem = assert_problem(answer, 422, "EINVAL")
-    assert problem["errors"][0]["pointer"].startswith(at) and not machine.vm.variant.holds
+    assert problem["errors"][0]["pointer"].startswith(at)
+    assert not machine.vm.variant.holds
 
 
+@pytest.mark.slow
 async def test_a_script_longer_than_the_limit_is_refused():
     async with live(limits=Limits(script_operations=1)) as server, server.client() as client:
         assert_problem(await client.post("/vm/script", json=[{"op": "kick"}] * 2), 413, "E2BIG")
@@ -174,7 +194,7 @@ async def test_a_chrome_trace_has_states_as_slices_that_do_not_overlap(client, v
     events = answer.json()["traceEvents"]
     slices = [event for event in events if event["ph"] == "X" and event["tid"] == 0]
     assert {"user", "waiting", "kernel", "guest"} <= {event["name"] for event in slices}
-    for before, after in zip(slices, slices[1:], strict=False):
+    for before, after in itertools.pairwise(slices):
         assert before["ts"] + before["dur"] == pytest.approx(after["ts"])
     assert "kvm_userspace_exit" in [event["name"] for event in events if event["ph"] == "i"]
 
@@ -183,8 +203,12 @@ async def test_an_ftrace_text_has_the_kernels_formats(client, vm):
     await recorded(client, vm)
     text = (await client.get(f"{vm}/trace?format=ftrace&limit=1000")).text
     assert text.startswith("# tracer: nop")
-    for line in ("kvm_pio: pio_write at 0x10 size 1 count 1 val 0x1", "kvm_mmio: mmio write len 2 gpa 0x1000 val 0x201",
-                 "kvm_userspace_exit: reason KVM_EXIT_IO (0)", "kvm_userspace_exit: reason restart (4)"):
+    for line in (
+        "kvm_pio: pio_write at 0x10 size 1 count 1 val 0x1",
+        "kvm_mmio: mmio write len 2 gpa 0x1000 val 0x201",
+        "kvm_userspace_exit: reason KVM_EXIT_IO (0)",
+        "kvm_userspace_exit: reason restart (4)",
+    ):
         assert line in text
     assert len((await client.get(f"{vm}/trace?format=ftrace&limit=1")).text.splitlines()) == 12 + 1
 

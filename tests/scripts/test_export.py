@@ -73,8 +73,8 @@ async def test_a_session_replays_to_the_same_answers(registry):
     machine.memory.read(arena.base + 0x2000, 4)
     script = await replays(machine)
     assert [operation["op"] for operation in script["ops"]] == [
-        "create_vcpu", "arena", "fill_host", "write_host", "set_memory_region", "set_memory_region", "set_sregs", "change_regs",
-        "run", "run", "run", "get_regs", "get_sregs", "get_mp_state", "get_dirty_log", "read_host",
+        "create_vcpu", "arena", "fill_host", "write_host", "set_memory_region", "set_memory_region", "set_sregs",
+        "change_regs", "run", "run", "run", "get_regs", "get_sregs", "get_mp_state", "get_dirty_log", "read_host",
     ]  # fmt: skip
     assert script["ops"][4]["args"]["host"] == {"arena": "ram", "offset": 0}
     assert script["vm"] | {"switches": {}} == {

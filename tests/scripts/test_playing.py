@@ -113,8 +113,8 @@ async def test_memory_of_an_arena_is_filled_read_and_hashed(registry):
 
 async def test_kick_and_resume_surround_a_run_that_overlaps(registry):
     script = [
-        *MEMORY, op("create_vcpu", id=0, program=[["spin"]]), op("start_run", vcpu=0), op("kick"), op("finish_run", vcpu=0),
-        op("run", vcpu=0), op("resume"), op("resume"),
+        *MEMORY, op("create_vcpu", id=0, program=[["spin"]]), op("start_run", vcpu=0), op("kick"),
+        op("finish_run", vcpu=0), op("run", vcpu=0), op("resume"), op("resume"),
     ]  # fmt: skip
     results = await played(registry, script)
     kicked = {"ret": -1, "errno": "EINTR", "exit_reason": "UNKNOWN"}
@@ -145,15 +145,15 @@ async def test_a_signal_before_a_run_ends_it(registry):
 async def test_threads_programs_interrupts_and_states_are_operations_too(registry):
     script = [
         *MEMORY, op("create_irqchip"), op("create_vcpu", id=0, program=[["hlt"]]), op("create_vcpu", id=1),
-        op("set_program", vcpu=0, program=[["out", 16, 1], ["hlt"]]), op("start_thread", vcpu=0), op("stop_thread", vcpu=0),
-        op("signal_msi", address=0xFEE00000, data=0x40), op("irq_line", irq=4, level=1), op("nmi", vcpu=0),
+        op("set_program", vcpu=0, program=[["out", 16, 1], ["hlt"]]), op("start_thread", vcpu=0),
+        op("stop_thread", vcpu=0), op("signal_msi", address=0xFEE00000, data=0x40), op("irq_line", irq=4, level=1), op("nmi", vcpu=0),
         op("get_mp_state", vcpu=1), op("set_mp_state", vcpu=1, mp_state=77), op("set_cpuid_supported", vcpu=1),
-        op("raw_ioctl", on="vm", request="RUN"), op("raw_ioctl", on="system", request=0xAEFF), op("raw_ioctl", on="vm", request="NMI"),
-        op("run", vcpu=1, kick_after_ms=5), op("set_run_flag", vcpu=0, flag="immediate_exit", value=True),
+        op("raw_ioctl", on="vm", request="RUN"), op("raw_ioctl", on="system", request=0xAEFF),
+        op("raw_ioctl", on="vm", request="NMI"), op("run", vcpu=1, kick_after_ms=5), op("set_run_flag", vcpu=0, flag="immediate_exit", value=True),
     ]  # fmt: skip
     results = await played(registry, script)
     assert [result["errno"] for result in results[2:]] == [
-        None, None, None, None, None, None, None, None, None, None, "EINVAL", None, "ENOTTY", "EINVAL", "ENOTTY", "EINTR", None,
+        *[None] * 10, "EINVAL", None, "ENOTTY", "EINVAL", "ENOTTY", "EINTR", None,
     ]  # fmt: skip
     assert results[8]["delivered"] is True
     assert results[11]["mp_state"] == "UNINITIALIZED"
@@ -248,7 +248,8 @@ def test_the_vm_is_what_was_asked_for_or_what_the_trace_says():
     )
     assert vm_options(trace, None, None)["engine"] == "script"
     assert vm_options(trace, "x86", None) | {"mode": "precise"} == {
-        "engine": "x86", "variant": "holds", "irqchip": False, "seed": 0, "switches": {"killable": True}, "mode": "precise",
+        "engine": "x86", "variant": "holds", "irqchip": False, "seed": 0, "switches": {"killable": True},
+        "mode": "precise",
     }  # fmt: skip
 
 

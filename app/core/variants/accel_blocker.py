@@ -26,12 +26,15 @@ class AccelBlocker(Variant):
         """``accel_ioctl_inhibit_begin``: no recursion; the holder's own ioctls pass (it holds the BQL)."""
         opened = await self.ioctls.inhibit(task.process)
         self.holds = 1
-        for vcpu in await self.vm.online_vcpus():
-            if await self.ioctls.is_inside(vcpu.tid):
-                await vcpu.run_page.set_immediate_exit(True)
-                await vcpu.send_signal()
-        await self.ioctls.wait_idle()
-        return opened
+        while True:
+            await self.ioctls.reset_event()
+            for vcpu in await self.vm.online_vcpus():
+                if await self.ioctls.is_inside(vcpu.tid):
+                    await vcpu.run_page.set_immediate_exit(True)
+                    await vcpu.send_signal()
+            if await self.ioctls.idle():
+                return opened
+            await self.ioctls.wait_event()  # an ioctl ended; whoever is still inside is kicked again
 
     async def resume(self, task: Task) -> int:
         """``accel_ioctl_inhibit_end``."""
@@ -48,10 +51,7 @@ class AccelBlocker(Variant):
         return await self.ioctls.begin_unless_inhibited(vcpu.tid, vcpu.tid, vcpu.task)
 
     async def ioctl_end(self, task: Task, vcpu: Vcpu | None = None) -> None:
-        if vcpu is not None:
-            await self.ioctls.end(vcpu.tid)
-        else:
-            await self.ioctls.end_unless_holder(VM_COUNT, task.process)
+        await self.ioctls.end(VM_COUNT if vcpu is None else vcpu.tid)
 
     async def eintr(self, vcpu: Vcpu) -> None:
         await vcpu.task.take_signal()

@@ -24,7 +24,7 @@ class Window(Shared):
     def __init__(self) -> None:
         super().__init__()
         self.holders: tuple[str, ...] = ()  # processes, one entry a hold
-        self.inside = 0  # vCPUs in KVM_RUN
+        self.inside: tuple[str, ...] = ()  # vCPU threads in KVM_RUN, sorted
         self.consumers: tuple[str, ...] = ()  # processes inside other ioctls that use slots, one entry each
 
     @atomic
@@ -34,15 +34,20 @@ class Window(Shared):
             if task.signal or page.immediate_exit:
                 return False
             await blocked(self, task, page)
-        self.inside += 1
+        self.inside = tuple(sorted((*self.inside, task.tid)))
         return True
 
     @atomic
-    async def leave(self) -> None:
+    async def leave(self, tid: str) -> None:
         """Leave KVM_RUN; the last one out lets the holders go on."""
-        self.inside -= 1
+        self.inside = tuple(other for other in self.inside if other != tid)
         if not self.inside:
             self.changed()
+
+    @atomic
+    async def is_inside(self, tid: str) -> bool:
+        """This vCPU thread is in KVM_RUN."""
+        return tid in self.inside
 
     @atomic
     async def held(self) -> bool:
@@ -111,7 +116,12 @@ class Holds(Variant):
     async def kick(self, task: Task) -> bool:
         opened = await self.window.hold(task.process)
         self.holds += 1
-        await make_all_cpus_request(await self.vm.online_vcpus(), Request.USERSPACE_KICK)
+        vcpus = await self.vm.online_vcpus()
+        await make_all_cpus_request(vcpus, Request.USERSPACE_KICK)
+        for vcpu in vcpus:
+            # A request is not seen deep in a page fault, where the page may never come; a signal is.
+            if await self.window.is_inside(vcpu.tid):
+                await vcpu.task.send_signal()
         await self.window.drained(task.process)
         return opened
 
@@ -128,7 +138,7 @@ class Holds(Variant):
         return await self.window.enter(vcpu.task, vcpu.run_page) or None
 
     async def run_end(self, vcpu: Vcpu, held: object) -> None:
-        await self.window.leave()
+        await self.window.leave(vcpu.tid)
 
     async def completion_test(self, vcpu: Vcpu) -> bool:
         return await self.window.held()

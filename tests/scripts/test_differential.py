@@ -1,0 +1,108 @@
+"""Generated scripts: the same on every machine for a seed, equal on emulator and device, short when they differ."""
+
+import json
+
+import pytest
+
+from app.scripts import differential
+from app.scripts.differential import Differential, campaign
+from app.scripts.encodings import HLT, MODES, program
+from app.scripts.parse import parse_operations
+from app.scripts.quirks import QUIRKS, explained
+from app.scripts.script import check, parse_trace
+from app.scripts.shrink import blank, shrink
+
+SEEDS = 36
+
+
+async def made(seed, emulator="x86"):
+    return await Differential(emulator, emulator)._make(seed)
+
+
+@pytest.mark.slow
+async def test_a_seed_always_gives_the_same_script_and_a_valid_one():
+    for seed in range(6):
+        operations, answers = await made(seed)
+        assert (operations, answers) == await made(seed)
+        check(operations)
+        assert answers[0] == {"ret": 0, "errno": None}
+
+
+@pytest.mark.slow
+async def test_scripts_cover_every_kind_of_operation_and_exit():
+    ops, exits = set(), set()
+    for seed in range(60):
+        operations, answers = await made(seed)
+        ops |= {operation.op for operation in operations}
+        exits |= {answer.get("exit_reason") for answer in answers}
+    wanted = (
+        "set_memory_region memory_transaction get_dirty_log clear_dirty_log kick resume start_run finish_run signal"
+    )
+    assert {*wanted.split(), "create_irqchip", "set_run_flag", "run", "get_regs", "hash_host"} <= ops
+    assert {"IO", "MMIO", "HLT", "INTR"} <= exits
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_generated_program_ends_as_it_was_told(mode):
+    import random
+
+    code = program(mode, random.Random(1), 10, HLT)
+    assert code.endswith(HLT)
+    assert code == program(mode, random.Random(1), 10, HLT)
+
+
+@pytest.mark.kvm
+@pytest.mark.slow
+async def test_generated_scripts_are_answered_alike_by_emulator_and_device():
+    report = await campaign(range(SEEDS))
+    assert report.scripts == SEEDS
+    assert [line for finding in report.unexplained for line in finding.lines()] == []
+
+
+async def test_a_difference_is_shrunk_to_the_shortest_script(monkeypatch):
+    """The script engine knows no x86 code: as a stand-in for a faulty emulator it must differ, and early."""
+    both = Differential("x86", "script")
+    _, finding = await both.run(3)
+    assert finding is not None
+    assert finding.quirk is None
+    assert len(finding.operations) <= 4
+    trace = json.loads(finding.lines()[-1])
+    assert parse_trace(trace, "x").operations[-1].result == finding.device
+
+
+async def test_shrinking_keeps_what_matters_and_only_that():
+    async def fails(items):
+        return {3, 17} <= set(items)
+
+    assert await shrink(list(range(40)), fails) == [3, 17]
+    assert len(await shrink(list(range(40)), fails, budget=3)) > 2
+
+
+async def test_blanking_keeps_the_bytes_that_matter():
+    async def fails(data):
+        return data[5] == 5 and data[9:11] == bytes([9, 10])
+
+    assert await blank(bytes(range(20)), fails) == bytes([*[0x90] * 5, 5, *[0x90] * 3, 9, 10, *[0x90] * 9])
+
+
+def test_every_quirk_has_a_reason_and_a_test_of_its_own():
+    run = parse_operations(
+        [{"op": "create_irqchip"}, {"op": "create_vcpu", "args": {"id": 0}}, {"op": "run", "args": {"vcpu": 0}}]
+    )
+    assert explained(run, {"exit_reason": "INTERNAL_ERROR"}, {"errno": "ENOSPC"}).name == "run-without-memory"
+    assert explained(run, {"exit_reason": "IO", "port": 0x21}, {"exit_reason": "HLT"}).name == "pic-ports"
+    assert explained(run, {"exit_reason": "IO", "port": 0x80}, {"exit_reason": "HLT"}) is None
+    assert explained(run, {"errno": "EFAULT"}, {"exit_reason": "MMIO"}).name == "unbacked-slot"
+    assert explained(run[1:], {"exit_reason": "IO", "port": 0x21}, {"exit_reason": "HLT"}) is None
+    assert all(len(quirk.reason) > 40 for quirk in QUIRKS)
+    assert {quirk.name for quirk in QUIRKS} == {"run-without-memory", "unbacked-slot", "pic-ports"}
+
+
+def test_the_command_prints_a_summary_and_says_whether_something_differed(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(differential, "DEVICE", "x86")
+    monkeypatch.setattr(differential.Differential.__init__, "__defaults__", ("x86", "x86"))
+    assert differential.main(["--count", "2"]) == 0
+    assert capsys.readouterr().out.endswith("known quirks seen: none\n0 unexplained differences\n")
+    monkeypatch.setattr(differential.Differential.__init__, "__defaults__", ("x86", "script"))
+    assert differential.main(["--count", "1", "--first", "3", "--out", str(tmp_path / "x.jsonl")]) == 1
+    assert (tmp_path / "x.jsonl").read_text().startswith('{"id": "differential/3"')
