@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,7 +129,9 @@ def replay(
     paths: Annotated[list[Path], typer.Argument(help="Scripts (.json, .jsonl, .gz) or folders of them.", exists=True)],
     engine: Annotated[str | None, typer.Option(help="script, x86 (the default) or kvm.")] = None,
     variant: Annotated[str | None, typer.Option(help="Play under this variant.")] = None,
-    against: Annotated[str | None, typer.Option(help="Compare with this engine's answers, not the recorded ones.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Compare with this engine's answers, not the recorded ones.")
+    ] = None,
     url: Annotated[str | None, typer.Option(help="Play on this server instead of in this process.")] = None,
     token: Annotated[str | None, typer.Option(envvar="KICKSTAND_TOKEN", help="Its bearer token.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
@@ -155,7 +157,9 @@ def replay(
 
 
 @contextmanager
-def _replay_bar(*, enabled: bool) -> Iterator[tuple[Callable[[Sequence[Any]], object], Callable[[Any, Any], None]]]:
+def _replay_bar(
+    *, enabled: bool
+) -> Generator[tuple[Callable[[Sequence[Any]], object], Callable[[Any, Any], None]], None, None]:
     """A progress bar over traces, or nothing."""
     if not enabled:
         yield len, lambda _trace, _failure: None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import httpx
 
@@ -72,7 +72,7 @@ class Calls(Generic[J, B]):
         return self._json("GET", "/vms")
 
     def create_vm(self, **options: object) -> J:
-        """KVM_CREATE_VM with ``id``, ``vcpus``, ``variant``, ``engine``, ``mode``, ``irqchip``, ``switches``, ``programs``."""
+        """KVM_CREATE_VM with any of id, vcpus, variant, engine, mode, irqchip, switches, programs, seed."""
         return self._json("POST", "/vms", options)
 
     def reset(self) -> J:
@@ -263,7 +263,7 @@ def _address(address: int | str) -> str:
     return address if isinstance(address, str) else hex(address)
 
 
-def _options(url: str, token: str | None, uds: str | None, timeout: float | None) -> dict[str, Any]:
+def _options(url: str, token: str | None, timeout: float | None) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return {
         "base_url": url,
@@ -287,10 +287,10 @@ class Client(Calls[Json, bytes]):
     ) -> None:
         super().__init__(vm)
         self.http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=uds) if uds else None, **_options(url, token, uds, timeout)
+            transport=httpx.HTTPTransport(uds=uds) if uds else None, **_options(url, token, timeout)
         )
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -338,9 +338,9 @@ class AsyncClient(Calls[Awaitable[Json], Awaitable[bytes]]):
     ) -> None:
         super().__init__(vm)
         transport = httpx.AsyncHTTPTransport(uds=uds) if uds else None
-        self.http = httpx.AsyncClient(transport=transport, **_options(url, token, uds, timeout))
+        self.http = httpx.AsyncClient(transport=transport, **_options(url, token, timeout))
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -12,7 +12,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,7 +90,7 @@ class Row:
 
 
 @contextmanager
-def server(*options: str) -> Iterator[str]:
+def server(*options: str) -> Generator[str, None, None]:
     """Run a server of our own on a free port; gives its URL and ends it afterwards."""
     command = [sys.executable, "-m", "app", "serve", "--port", "0", "--ephemeral", "--no-default-vm", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -201,7 +201,7 @@ def run(engines: Sequence[str], rounds: int, *, progress: bool = True) -> list[R
 
 
 @contextmanager
-def _progress(total: int, *, enabled: bool) -> Iterator[Callable[[], None]]:
+def _progress(total: int, *, enabled: bool) -> Generator[Callable[[], None], None, None]:
     if not enabled:
         yield lambda: None
         return

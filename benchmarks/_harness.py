@@ -29,7 +29,9 @@ def cpu_ns(program: Callable[[], None]) -> int:
     return time.thread_time_ns() - started
 
 
-def compare(row: str, against: str, ours: Callable[[], None], theirs: Callable[[], None], *, goal: str, rounds: int = 9) -> Ratio:
+def compare(
+    row: str, against: str, ours: Callable[[], None], theirs: Callable[[], None], *, goal: str, rounds: int = 9
+) -> Ratio:
     """Run both alternately ``rounds`` times; the ratio of each pair, its median and quartiles."""
     ours(), theirs()
     ratios = sorted(cpu_ns(ours) / max(1, cpu_ns(theirs)) for _ in range(rounds))
@@ -43,4 +45,6 @@ def report(ratios: list[Ratio]) -> None:
         print(json.dumps([asdict(ratio) for ratio in ratios]))
         return
     for ratio in ratios:
-        print(f"{ratio.row:<48} {ratio.ratio:8.2f} ({ratio.low:.2f} .. {ratio.high:.2f})  x {ratio.against:<28} goal {ratio.goal}")
+        print(
+            f"{ratio.row:<48} {ratio.ratio:8.2f} ({ratio.low:.2f} .. {ratio.high:.2f})  x {ratio.against:<28} goal {ratio.goal}"
+        )

@@ -113,12 +113,25 @@ def wake_cycle(vcpus: int):
 
 def main() -> None:
     rows: list[Ratio] = [
-        compare("uncontended read lock, method call", "asyncio.Lock", on_loop(read_lock), on_loop(asyncio_lock), goal="<= 1.0"),
+        compare(
+            "uncontended read lock, method call",
+            "asyncio.Lock",
+            on_loop(read_lock),
+            on_loop(asyncio_lock),
+            goal="<= 1.0",
+        ),
         compare("KVM_RUN + KVM_EXIT, script guest", "bare asyncio switch", kvm_run(), on_loop(switches), goal="low"),
     ]
-    for vcpus in (100, 1_000):
-        rows.append(compare(f"kick cycle, {vcpus} vCPUs", "waking as many tasks twice", kick_cycle(vcpus), wake_cycle(vcpus),
-                            goal="<= 2.5"))  # fmt: skip
+    rows.extend(
+        compare(
+            f"kick cycle, {vcpus} vCPUs",
+            "waking as many tasks twice",
+            kick_cycle(vcpus),
+            wake_cycle(vcpus),
+            goal="<= 2.5",
+        )
+        for vcpus in (100, 1_000)
+    )
     report(rows)
     for close in CLOSE:
         close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ __all__ = ["DEFAULT_URL", "AsJson", "Token", "Uds", "Url", "VmName", "connected"
 
 
 @contextmanager
-def connected(url: str, token: str | None, uds: str | None, vm: str) -> Iterator[Client]:
+def connected(url: str, token: str | None, uds: str | None, vm: str) -> Generator[Client, None, None]:
     """A client; failures end the command with status 1 and one clear line, usage errors with 2."""
     import httpx
 

@@ -1,1 +1,4 @@
-"""The emulated kernel: pure coroutines over atomic operations. Standard library only; no clock, no loop, no randomness."""
+"""The emulated kernel: pure coroutines over atomic operations.
+
+Standard library only; no clock, no event loop, no randomness.
+"""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno as _errno
 
-_NAMES = _errno.errorcode | {_errno.EOPNOTSUPP: "EOPNOTSUPP"}  # Python knows this number as ENOTSUP, Linux does not
+# Python knows this number as ENOTSUP, Linux does not.
+_NAMES: dict[int, str] = {**_errno.errorcode, _errno.EOPNOTSUPP: "EOPNOTSUPP"}
 
 
 class KvmError(Exception):

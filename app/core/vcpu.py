@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 AGAIN, EXIT = 1, 0
+VECTORS = 256
 SETTABLE_MP_STATES = (
     MpState.RUNNABLE,
     MpState.UNINITIALIZED,
@@ -576,8 +577,8 @@ class Vcpu:
 
     async def interrupt(self, vector: int, tid: str) -> None:
         """KVM_INTERRUPT. EINVAL: ``vector`` not below 256; ENXIO: the irqchip is in the kernel."""
-        if not 0 <= vector < 256:
-            raise KvmError(errno.EINVAL, "KVM_INTERRUPT", f"vector {vector} is not below 256", field="vector")
+        if not 0 <= vector < VECTORS:
+            raise KvmError(errno.EINVAL, "KVM_INTERRUPT", f"vector {vector} is not below {VECTORS}", field="vector")
         if self.vm.irqchip:
             raise KvmError(errno.ENXIO, "KVM_INTERRUPT", "the interrupt controller is in the kernel")
         await self.with_mutex(lambda: self.guest.interrupt(vector), tid)

@@ -318,7 +318,7 @@ class Vm:
         return found
 
     async def with_slots_lock(self, task: Task, body: Callable[[], Awaitable[T]]) -> T:
-        """Run ``body`` as an ioctl that uses the slots: under ``slots_lock``, and held by variants that hold these too."""
+        """Run ``body`` as an ioctl that uses the slots: under ``slots_lock``, and held where a variant holds these."""
         if not await self.variant.ioctl_begin(task):
             raise KvmError(errno.EINTR, "ioctl", "a signal came while the ioctl was held back")
         try:

@@ -105,7 +105,9 @@ def test_no_server_is_one_line_that_says_what_to_do():
     assert "kickstand serve" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["vcpu", "run"], ["vcpu", "run", "x"], ["memory", "set", "0", "zz", "1", "1"], ["nope"]])
+@pytest.mark.parametrize(
+    "arguments", [["vcpu", "run"], ["vcpu", "run", "x"], ["memory", "set", "0", "zz", "1", "1"], ["nope"]]
+)
 def test_bad_usage_is_status_2(arguments):
     assert kickstand(*arguments, check=False).returncode == 2
 

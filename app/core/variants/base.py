@@ -56,19 +56,19 @@ class Variant:
         """Give the read side back."""
 
     async def completion_test(self, vcpu: Vcpu) -> bool:
-        """Before a pending access is completed: leave with EINTR, and keep it pending?"""
+        """Before a pending access is completed: whether to leave with EINTR and keep it pending."""
         return False
 
     async def entry_test(self, vcpu: Vcpu) -> bool:
-        """Site 1 of the patch, first among the pending requests: leave with EINTR?"""
+        """Site 1 of the patch, first among the pending requests: whether to leave with EINTR."""
         return False
 
     async def exit_test(self, vcpu: Vcpu) -> bool:
-        """Site 2, after guest or sleep: leave with EINTR?"""
+        """Site 2, after guest or sleep: whether to leave with EINTR."""
         return False
 
     async def block_test(self, vcpu: Vcpu) -> bool:
-        """Site 3, last condition of ``check_block``: end the sleep?"""
+        """Site 3, last condition of ``check_block``: whether to end the sleep."""
         return False
 
     async def vcpu_created(self, vcpu: Vcpu) -> None:

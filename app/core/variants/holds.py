@@ -46,7 +46,7 @@ class Window(Shared):
 
     @atomic
     async def is_inside(self, tid: str) -> bool:
-        """This vCPU thread is in KVM_RUN."""
+        """Whether this vCPU thread is in KVM_RUN."""
         return tid in self.inside
 
     @atomic

@@ -1,4 +1,4 @@
-"""Borntraeger's question: can userspace not do this with signals?"""
+"""Borntraeger's question, whether userspace cannot do this with signals."""
 
 from __future__ import annotations
 

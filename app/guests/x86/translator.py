@@ -121,11 +121,14 @@ class Translator:
         if self._stale_tlb:
             self._flush_tlb()
         while True:
-            self._new_code = None
-            stop = self.engine.run(count)
-            if stop is not Stop.ACCESS or self._new_code is None:
+            stop, new_code = self._run_once(count)
+            if stop is not Stop.ACCESS or new_code is None:
                 return stop
-            self._search_code(*self._new_code)
+            self._search_code(*new_code)
+
+    def _run_once(self, count: int) -> tuple[Stop, tuple[int, int, bool] | None]:
+        self._new_code = None
+        return self.engine.run(count), self._new_code
 
     def _search_code(self, page: int, host: int, long_mode: bool) -> None:
         """Search a page that code is about to be translated from for instructions that belong to KVM."""
