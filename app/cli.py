@@ -173,6 +173,46 @@ def _replay_bar(
 
 
 @app.command()
+def explore(
+    scenario: Annotated[str, typer.Option(help="A built-in scenario's name, or a YAML or JSON file.")] = "merge",
+    variant: Annotated[list[str] | None, typer.Option(help="A variant; may be given more than once. Default: all.")] = None,
+    behaviour: Annotated[list[str] | None, typer.Option(help="well or careless userspace. Default: both.")] = None,
+    vcpus: Annotated[int | None, typer.Option(min=1, max=4, help="vCPUs of each VM.")] = None,
+    vmms: Annotated[int, typer.Option(min=1, max=2, help="VMM threads, each with a transaction of its own.")] = 1,
+    prop: Annotated[list[str] | None, typer.Option("--property", help="A property. Default: all.")] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="Tables only; 1 and 2 vCPUs unless --vcpus says.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the cells.")] = 1,
+    cluster: Annotated[str | None, typer.Option(help="A Dask scheduler's address (extra: cluster).")] = None,
+    strategy: Annotated[str, typer.Option(help="states (exhaustive), random or pct.")] = "states",
+    max_states: Annotated[int | None, typer.Option(min=1, help="Give up, undecided, after so many states.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random strategies.")] = 0,
+    replay_token: Annotated[str | None, typer.Option("--replay", help="Perform a counterexample on the runtime.")] = None,
+    ledger: Annotated[bool, typer.Option("--ledger", help="Print each requirement and what demonstrates it.")] = False,
+    perfetto: Annotated[Path | None, typer.Option(help="Write the first counterexample here as a trace.")] = None,
+    variant_module: VariantModule = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Prove or break variants: every interleaving of the code that the server runs."""
+    from rich.console import Console
+
+    from app.explore import command
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if ledger:
+        raise typer.Exit(command.print_ledger(console, as_json=as_json))
+    if replay_token is not None:
+        raise typer.Exit(command.replay_one(replay_token, console, as_json=as_json))
+    options = command.Options(
+        scenario=scenario, variants=tuple(variant or ()), behaviours=tuple(behaviour or ()), vcpus=vcpus, vmms=vmms,
+        properties=tuple(prop or ()), matrix=matrix, workers=workers, cluster=cluster, strategy=strategy, seed=seed,
+        variant_module=None if variant_module is None else str(variant_module), json=as_json, perfetto=perfetto,
+    )  # fmt: skip
+    if max_states is not None:
+        options.max_states = max_states
+    raise typer.Exit(command.run(options, console))
+
+
+@app.command()
 def openapi() -> None:
     """Print the schema of the API."""
     from app.main import create_app

@@ -23,8 +23,9 @@ class SignalVariant(Variant):
     async def kick(self, task: Task) -> bool:
         vcpus = await self.vm.online_vcpus()
         for vcpu in vcpus:
-            await self.inside.await_end(vcpu.tid)
+            # Order matters: whoever is not inside when we look sees immediate_exit when it comes.
             await vcpu.run_page.set_immediate_exit(True)
+            await self.inside.await_end(vcpu.tid)
             await vcpu.send_signal()
         for vcpu in vcpus:
             await self.inside.wait_left(vcpu.tid)
