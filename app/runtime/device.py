@@ -80,7 +80,7 @@ class DeviceMachine(Machine):
     def set_run_flag(self, vcpu_id: int, flag: str, value: bool) -> None:
         """As ``Machine.set_run_flag``."""
         if flag == "immediate_exit":
-            self._device_vcpu(vcpu_id).run_page.keep_immediate_exit(value)
+            self._device_vcpu(vcpu_id).page.keep_immediate_exit(value)
         else:
             super().set_run_flag(vcpu_id, flag, value)
 

@@ -61,7 +61,8 @@ class _Script:
         """What may come next, with weights."""
         free = [vcpu for vcpu in range(self.vcpus) if vcpu not in self.spinning | self.dead]
         always: dict[Callable[[], Steps], int] = {
-            self.slot: 5, self.delete: 2, self.dirty: 3, self.clear_dirty: 1, self.host_write: 1, self.transaction: 1, self.kick: 1,
+            self.slot: 5, self.delete: 2, self.dirty: 3, self.clear_dirty: 1, self.host_write: 1, self.transaction: 1,
+            self.kick: 1,
         }  # fmt: skip
         if not free:
             return always

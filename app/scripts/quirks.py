@@ -22,6 +22,21 @@ class Quirk:
     applies: Callable[[Sequence[Operation], dict[str, Any], dict[str, Any]], bool]
 
 
+PIC_PORTS = frozenset((0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1))
+
+
+def _in_kernel_ports(operations: Sequence[Operation], emulator: dict[str, Any], _device: dict[str, Any]) -> bool:
+    irqchip = any(step.op == "create_irqchip" for step in operations)
+    return irqchip and emulator.get("exit_reason") == "IO" and emulator.get("port") in PIC_PORTS
+
+
+def _unbacked(operations: Sequence[Operation], emulator: dict[str, Any], device: dict[str, Any]) -> bool:
+    return operations[-1].op in ("run", "finish_run") and (emulator.get("errno"), device.get("exit_reason")) == (
+        "EFAULT",
+        "MMIO",
+    )
+
+
 def _no_memory(operations: Sequence[Operation], _emulator: dict[str, Any], device: dict[str, Any]) -> bool:
     made = any(step.op == "set_memory_region" for step in operations)
     return operations[-1].op in ("run", "finish_run") and device.get("errno") == "ENOSPC" and not made
@@ -33,6 +48,18 @@ QUIRKS: tuple[Quirk, ...] = (
         "KVM_RUN with no slot ever set: the recording kernel answers ENOSPC, since its vendor module needs a page for "
         "the guest's tables; hardware virtualization runs into an internal error.",
         _no_memory,
+    ),
+    Quirk(
+        "unbacked-slot",
+        "An access to a slot without host memory is EFAULT on hardware; where the access itself is emulated, as on the "
+        "recording machine, KVM takes the failed copy for a hole and stops with KVM_EXIT_MMIO.",
+        _unbacked,
+    ),
+    Quirk(
+        "pic-ports",
+        "With an in-kernel irqchip KVM answers the ports of the two 8259 itself; the emulator's irqchip routes "
+        "interrupts but has no such registers, so a guest that programs them stops with KVM_EXIT_IO.",
+        _in_kernel_ports,
     ),
 )
 

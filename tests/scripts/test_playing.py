@@ -144,13 +144,25 @@ async def test_a_signal_before_a_run_ends_it(registry):
 
 async def test_threads_programs_interrupts_and_states_are_operations_too(registry):
     script = [
-        *MEMORY, op("create_irqchip"), op("create_vcpu", id=0, program=[["hlt"]]), op("create_vcpu", id=1),
-        op("set_program", vcpu=0, program=[["out", 16, 1], ["hlt"]]), op("start_thread", vcpu=0),
-        op("stop_thread", vcpu=0), op("signal_msi", address=0xFEE00000, data=0x40), op("irq_line", irq=4, level=1), op("nmi", vcpu=0),
-        op("get_mp_state", vcpu=1), op("set_mp_state", vcpu=1, mp_state=77), op("set_cpuid_supported", vcpu=1),
-        op("raw_ioctl", on="vm", request="RUN"), op("raw_ioctl", on="system", request=0xAEFF),
-        op("raw_ioctl", on="vm", request="NMI"), op("run", vcpu=1, kick_after_ms=5), op("set_run_flag", vcpu=0, flag="immediate_exit", value=True),
-    ]  # fmt: skip
+        *MEMORY,
+        op("create_irqchip"),
+        op("create_vcpu", id=0, program=[["hlt"]]),
+        op("create_vcpu", id=1),
+        op("set_program", vcpu=0, program=[["out", 16, 1], ["hlt"]]),
+        op("start_thread", vcpu=0),
+        op("stop_thread", vcpu=0),
+        op("signal_msi", address=0xFEE00000, data=0x40),
+        op("irq_line", irq=4, level=1),
+        op("nmi", vcpu=0),
+        op("get_mp_state", vcpu=1),
+        op("set_mp_state", vcpu=1, mp_state=77),
+        op("set_cpuid_supported", vcpu=1),
+        op("raw_ioctl", on="vm", request="RUN"),
+        op("raw_ioctl", on="system", request=0xAEFF),
+        op("raw_ioctl", on="vm", request="NMI"),
+        op("run", vcpu=1, kick_after_ms=5),
+        op("set_run_flag", vcpu=0, flag="immediate_exit", value=True),
+    ]
     results = await played(registry, script)
     assert [result["errno"] for result in results[2:]] == [
         *[None] * 10, "EINVAL", None, "ENOTTY", "EINVAL", "ENOTTY", "EINTR", None,

@@ -27,13 +27,10 @@ JOIN_S = 5.0
 class DeviceVcpu(Vcpu):
     """``fd`` is the descriptor of KVM_CREATE_VCPU; it is closed here."""
 
-    run_page: DeviceRunPage
-    guest: DeviceGuest
-
     def __init__(self, vm: DeviceVm, vcpu_id: int, fd: int) -> None:
         self.fd = fd
         super().__init__(vm, vcpu_id, MpState.RUNNABLE)
-        self.run_page = DeviceRunPage(fd, vm.page_size)
+        self.run_page = self.page = DeviceRunPage(fd, vm.page_size)
         self.thread = VcpuThread(self.tid, fd, lambda: self.task.signal or self.vm.lifetime.dead)
         self.guest = DeviceGuest(fd, self.thread)
         self.set_cpuid(vm.device.supported_cpuid())
@@ -74,7 +71,7 @@ class DeviceVcpu(Vcpu):
     def _left(self, r: int) -> int:
         if self.vm.lifetime.dead:
             return -errno.EIO
-        exit = self.run_page.taken()
+        exit = self.page.taken()
         if self.vm.irqchip:
             self.read_mp_state()
         if r == -errno.EINTR:
@@ -107,5 +104,5 @@ class DeviceVcpu(Vcpu):
         self.thread.stop()
         if not self.thread.join(JOIN_S):
             raise KvmError(errno.EBUSY, "close", f"vcpu {self.id} does not leave KVM_RUN")
-        self.run_page.close()
+        self.page.close()
         os.close(self.fd)

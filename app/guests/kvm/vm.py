@@ -70,6 +70,7 @@ class DeviceVm(Vm):
         self.addresses = Addresses(memory)
         self._worker: Worker | None = None
         self._closed = False
+        self._deleted: dict[int, set[int]] = {}  # the last log of slots that were deleted
         super().__init__(
             vm_id, find_variant(userspace_variant(variant)), _no_guest, system=system, switches=switches, trace=trace
         )
@@ -110,6 +111,7 @@ class DeviceVm(Vm):
 
     async def _set_region(self, region: Region) -> Change:
         old = self.memslots.slots.get(region.slot)
+        await self._remember_log(region)
         value = {
             "slot": region.slot,
             "flags": region.flags,
@@ -146,19 +148,35 @@ class DeviceVm(Vm):
         raise KvmError(errno.ENOTTY, "KVM_SET_USER_MEMORY_REGION_LIST", "a real kernel does not know this ioctl")
 
     async def _restore(self, state: tuple[Any, ...]) -> None:
+        """The undo of a transaction. The kernel's bitmap of a deleted slot is gone; what it held is remembered here."""
         before = dict(state[0])
         for slot in [slot for slot in self.memslots.slots.values() if before.get(slot.id) != slot]:
             await self._set_region(Region(slot.id, 0, 0, 0, 0))
         for slot in before.values():
             if slot.id not in self.memslots.slots:
+                log = self._deleted.get(slot.id, set())
                 await self._set_region(slot.region())
+                if slot.logged:
+                    self.memslots.dirty[slot.id] = log
+
+    async def _remember_log(self, region: Region) -> None:
+        """Read the log of a slot that is about to be deleted, as VMMs do."""
+        old = self.memslots.slots.get(region.slot)
+        if old is None or not old.logged:
+            self._deleted.pop(region.slot, None)
+        elif not region.memory_size:
+            log = set(await self._fetch_dirty(region.slot))
+            self._deleted[region.slot] = log
+            self.memslots.dirty[region.slot] = set(log)  # in case the kernel refuses
 
     async def _fetch_dirty(self, slot: int) -> tuple[int, ...]:
         known = self.memslots.slots.get(slot)
         bitmap = ctypes.create_string_buffer(_bitmap_bytes(known.npages if known is not None else 0))
         value = {"slot": slot, "dirty_bitmap": ctypes.addressof(bitmap)}
         await self._in_worker(partial(device.write, self.fd, "GET_DIRTY_LOG", KVM_DIRTY_LOG, value))
-        return _pages(bitmap.raw)
+        kept = self.memslots.dirty.get(slot, set())
+        self.memslots.dirty[slot] = set()
+        return tuple(sorted(kept.union(_pages(bitmap.raw))))
 
     async def _clear_dirty(self, slot: int, first_page: int, num_pages: int, bits: tuple[int, ...]) -> None:
         known = self.memslots.slots.get(slot)
@@ -175,6 +193,8 @@ class DeviceVm(Vm):
             "dirty_bitmap": ctypes.addressof(buffer),
         }
         await self._in_worker(partial(device.write, self.fd, "CLEAR_DIRTY_LOG", KVM_CLEAR_DIRTY_LOG, value))
+        if known is not None and slot in self.memslots.dirty:
+            self.memslots.dirty[slot].difference_update(first_page + bit for bit in bits)
 
     # -- interrupts ------------------------------------------------------------------------------------------
 
