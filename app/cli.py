@@ -175,7 +175,9 @@ def _replay_bar(
 @app.command()
 def explore(
     scenario: Annotated[str, typer.Option(help="A built-in scenario's name, or a YAML or JSON file.")] = "merge",
-    variant: Annotated[list[str] | None, typer.Option(help="A variant; may be given more than once. Default: all.")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="A variant; may be given more than once. Default: all.")
+    ] = None,
     behaviour: Annotated[list[str] | None, typer.Option(help="well or careless userspace. Default: both.")] = None,
     vcpus: Annotated[int | None, typer.Option(min=1, max=4, help="vCPUs of each VM.")] = None,
     vmms: Annotated[int, typer.Option(min=1, max=2, help="VMM threads, each with a transaction of its own.")] = 1,
@@ -186,7 +188,9 @@ def explore(
     strategy: Annotated[str, typer.Option(help="states (exhaustive), random or pct.")] = "states",
     max_states: Annotated[int | None, typer.Option(min=1, help="Give up, undecided, after so many states.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random strategies.")] = 0,
-    replay_token: Annotated[str | None, typer.Option("--replay", help="Perform a counterexample on the runtime.")] = None,
+    replay_token: Annotated[
+        str | None, typer.Option("--replay", help="Perform a counterexample on the runtime.")
+    ] = None,
     ledger: Annotated[bool, typer.Option("--ledger", help="Print each requirement and what demonstrates it.")] = False,
     perfetto: Annotated[Path | None, typer.Option(help="Write the first counterexample here as a trace.")] = None,
     variant_module: VariantModule = None,

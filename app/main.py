@@ -24,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import __version__
-from app.api import memory, openapi, problems, runs, script, streams, system, trace, vcpus, vms
+from app.api import explorations, memory, openapi, problems, runs, script, streams, system, trace, vcpus, vms
 from app.api.context import Context
 from app.api.guard import SECURITY_HEADERS, Guard
 from app.core.errors import KvmError
@@ -45,6 +45,7 @@ ROUTERS = (
     memory.router,
     script.router,
     trace.router,
+    explorations.router,
     streams.of_vcpu,
     streams.of_vm,
     streams.every,

@@ -31,6 +31,8 @@ class Limits:
     script_operations: int = 10_000
     body: int = 16 << 20
     streams: int = 512
+    explorations: int = 2
+    exploration_states: int = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,5 @@ def report(ratios: list[Ratio]) -> None:
         print(json.dumps([asdict(ratio) for ratio in ratios]))
         return
     for ratio in ratios:
-        print(
-            f"{ratio.row:<48} {ratio.ratio:8.2f} ({ratio.low:.2f} .. {ratio.high:.2f})  x {ratio.against:<28} goal {ratio.goal}"
-        )
+        spread = f"({ratio.low:.2f} .. {ratio.high:.2f})"
+        print(f"{ratio.row:<48} {ratio.ratio:8.2f} {spread:<18} x {ratio.against:<28} {ratio.goal}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from collections.abc import Coroutine, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
@@ -17,6 +17,9 @@ from app.core.vcpu import Cause
 from app.runtime.machine import Machine
 from app.runtime.registry import Registry
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.explore.jobs import Jobs
 
 T = TypeVar("T")
 DEFAULT_VM = "default"
@@ -32,6 +35,20 @@ class Context:
         self.hub = Hub(self.registry.log, settings.streams)
         self.sessions = Sessions(settings.token())
         self.stopping = False
+        self._jobs: Jobs | None = None
+
+    @property
+    def jobs(self) -> Jobs:
+        """The explorations; the explorer is loaded with the first look at them."""
+        if self._jobs is None:
+            from app.explore.jobs import Jobs  # noqa: PLC0415
+
+            limits = self.settings.limits
+            self._jobs = Jobs(self._emit_exploration, limit=limits.explorations, max_states=limits.exploration_states)
+        return self._jobs
+
+    def _emit_exploration(self, name: str, fields: Mapping[str, object]) -> None:
+        self.registry.log.emit(None, name, None, fields)
 
     async def start(self) -> None:
         """Create the default VM, if the settings want one."""
@@ -54,6 +71,8 @@ class Context:
             run.signal(Cause.SIGNAL)
         if runs:
             await asyncio.wait([run.task for run in runs], timeout=LEAVE_S)
+        if self._jobs is not None:
+            await self._jobs.close()
         self.hub.close()
         for machine in tuple(self.registry.machines.values()):
             await machine.destroy()

@@ -25,12 +25,13 @@ def first_choice(_alternatives: int) -> int:
 async def perform(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice) -> T:
     """Run one core coroutine to its end and return its result.
 
-    Cancellation throws ``Killed`` into the coroutine, lets its clean-up run, and then cancels.
+    Cancellation throws ``Killed`` into the coroutine, lets its clean-up run, and then cancels. An error of
+    what it waits for outside the kernel is thrown into it too.
     """
     answer: Any = None
     try:
+        effect = core.send(None)
         while True:
-            effect = core.send(answer)
             answer = None
             if type(effect) is Preempt:
                 await asyncio.sleep(0)
@@ -39,7 +40,12 @@ async def perform(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] 
             elif type(effect) is Choice:
                 answer = choose(effect.alternatives)
             elif type(effect) is Outside:
-                answer = await effect.awaitable
+                try:
+                    answer = await effect.awaitable
+                except Exception as error:  # noqa: BLE001  it is the coroutine's to handle
+                    effect = core.throw(error)
+                    continue
+            effect = core.send(answer)
     except StopIteration as stop:
         result: T = stop.value
         return result

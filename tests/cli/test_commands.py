@@ -183,8 +183,9 @@ def test_the_demo_comes_out_as_the_explorer_says():
 
 
 def test_the_demo_fails_when_an_outcome_differs():
-    clean, torn = Row("script", "sticky", 5, 0), Row("script", "sticky", 5, 1)
+    clean, torn = Row("script", "sticky", True, 5, 0), Row("script", "sticky", True, 5, 1)
     assert clean.as_expected
     assert not torn.as_expected
     assert "Not as the explorer says: sticky on script" in summary([clean, torn])
-    assert not Row("script", "sticky", 0, 0).as_expected
+    assert not Row("script", "sticky", True, 0, 0).as_expected
+    assert not Row("script", "none", False, 5, 0).as_expected
