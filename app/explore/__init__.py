@@ -1,0 +1,1 @@
+"""The explorer: every interleaving of the shipped protocol code, searched by states."""

@@ -1,0 +1,135 @@
+"""``bounded_busy``: more than two EINTR in a row inside a window, found by counting in layers.
+
+Layer n holds the states in which a given vCPU has just returned EINTR n times in a row inside an open window
+and has not entered the guest since. Layers are searched after the states themselves, so that counting does
+not multiply the state space.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from app.explore.observe import Flag
+from app.explore.paths import Move, Path, to_level
+from app.explore.search import NO_WORDS, Hit, Search, Seen, distinct
+from app.explore.tables import Words
+
+LIMIT = 3  # the third EINTR in a row is one too many
+
+
+class Layer:
+    """What was reached with one count, level by level."""
+
+    def __init__(self) -> None:
+        self.seen = Seen()
+        self.levels: list[Words] = []
+
+    def add(self, words: Words) -> None:
+        """Make the next level of what is new among ``words``."""
+        fresh = self.seen.without(words)
+        if len(fresh):
+            self.seen.add(fresh)
+        self.levels.append(fresh)
+
+
+class Busy:
+    """The layers of one vCPU thread."""
+
+    def __init__(self, search: Search, vcpu: int) -> None:
+        self.search = search
+        self.vcpu = vcpu
+        self.layers = [Layer() for _ in range(LIMIT)]
+        self.layers[0].levels = search.result.levels
+
+    def run(self) -> Hit | None:
+        """Return the earliest third EINTR, or None if there is none among the states found."""
+        depth = 0
+        while depth < len(self.layers[0].levels) or any(
+            len(layer.levels[-1]) for layer in self.layers[1:] if layer.levels
+        ):
+            fallen = self._level(depth)
+            if len(fallen):
+                return Hit(depth + 1, self.vcpu, fallen, self.vcpu)
+            depth += 1
+        return None
+
+    def _level(self, depth: int) -> Words:
+        """Go from level ``depth`` of each layer to the next; return sources of a third EINTR."""
+        coming: list[list[Words]] = [[], [], []]
+        fallen: list[Words] = []
+        for count, layer in enumerate(self.layers):
+            if count and not layer.levels:
+                layer.levels = [NO_WORDS] * (depth + 1)
+            words = layer.levels[depth] if depth < len(layer.levels) else NO_WORDS
+            if not len(words):
+                continue
+            words = words[self.search.marks.window(words, self.vcpu)]
+            returned, sources = self.eintr(words)
+            if count + 1 == LIMIT:
+                fallen.append(sources)
+            else:
+                coming[count + 1].append(returned)
+            if count:
+                coming[count].append(self._others(words))
+        for count in (1, 2):
+            self.layers[count].add(distinct(coming[count]) if coming[count] else NO_WORDS)
+        return distinct(fallen) if fallen else NO_WORDS
+
+    def path(self) -> Path:
+        """The shortest way to the third EINTR: walk the layers back from where it was found."""
+        hit = self.run()
+        assert hit is not None
+        word, moves = self._last(int(hit.sources[0]))
+        count, depth = LIMIT - 1, hit.depth - 1
+        while count:
+            before = self._before(word, count, depth)
+            count, depth, move = before
+            moves.append(move)
+            word = move.source
+        way = to_level(self.search, depth, np.array([word], dtype=np.uint64))
+        way.moves += moves[::-1]
+        return way
+
+    def _last(self, word: int) -> tuple[int, list[Move]]:
+        returned, _ = self.eintr(np.array([word], dtype=np.uint64))
+        return word, [Move(self.vcpu, word, int(returned[0]))]
+
+    def _before(self, word: int, count: int, depth: int) -> tuple[int, int, Move]:
+        """Where a state of layer ``count`` at ``depth`` came from: the layer, the depth, the move."""
+        for origin in (count, count - 1):
+            levels = self.layers[origin].levels
+            words = levels[depth - 1] if depth - 1 < len(levels) else NO_WORDS
+            words = words[self.search.marks.window(words, self.vcpu)]
+            for thread in self.search.tables.threads:
+                if origin < count and thread != self.vcpu:
+                    continue
+                new, flags, source = self.search.tables.expand(words, thread)
+                good = new == np.uint64(word)
+                if thread == self.vcpu:
+                    counted = (flags & Flag.EINTR) != 0
+                    good &= counted if origin < count else ~counted & ((flags & Flag.ENTERED) == 0)
+                if good.any():
+                    return origin, depth - 1, Move(thread, int(words[source[np.argmax(good)]]), word)
+        raise AssertionError("a state of a layer without an origin")
+
+    def eintr(self, words: Words) -> tuple[Words, Words]:
+        """States right after the vCPU returned EINTR, and before."""
+        new, flags, source = self.search.tables.expand(words, self.vcpu)
+        hit = (flags & Flag.EINTR) != 0
+        return new[hit], words[source[hit]]
+
+    def _others(self, words: Words) -> Words:
+        """States after any step that neither counts nor resets."""
+        parts = []
+        for thread in self.search.tables.threads:
+            new, flags, _ = self.search.tables.expand(words, thread)
+            if thread == self.vcpu:
+                new = new[(flags & (Flag.EINTR | Flag.ENTERED)) == 0]
+            parts.append(new)
+        return distinct(parts)
+
+
+def bounded_busy(search: Search) -> Hit | None:
+    """The earliest violation over all vCPUs."""
+    hits = [hit for vcpu in search.marks.vcpus if (hit := Busy(search, vcpu).run()) is not None]
+    return min(hits, key=lambda hit: hit.depth, default=None)

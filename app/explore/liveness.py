@@ -1,0 +1,243 @@
+"""Fair cycles: infinite runs that stay where a property says they must not.
+
+For a region of the state graph (a KICK is under way, a vCPU is neither in its guest nor halted, a window is
+open) the largest set is computed from whose every state each promise can be kept again and again without
+leaving the set (Emerson and Lei). Weak fairness promises for each thread: it moves, or it cannot move. A
+state where nobody can move repeats itself. An empty set proves the property.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.explore.marks import Mark, Mask
+from app.explore.observe import Flag
+from app.explore.search import Search
+from app.explore.tables import Words
+
+Numbers = NDArray[np.int64]
+CHUNK = 1 << 19
+MAX_REGION = 12_000_000
+
+
+class TooLargeError(Exception):
+    """The region is too large to look for loops in."""
+
+
+@dataclass(slots=True)
+class Region:
+    """The part of the graph in question; edges are indices into ``words``."""
+
+    words: Words
+    source: Numbers
+    target: Numbers
+    thread: NDArray[np.int8]
+    flags: NDArray[np.int64]
+    enabled: Mask  # [thread, state]: it can move, be it out of the region
+    entries: Mask = field(default_factory=lambda: np.empty(0, dtype=bool))
+
+    def csr(self) -> tuple[Numbers, Numbers]:
+        """Edges by target: where each state's begin, and which they are."""
+        order = np.argsort(self.target, kind="stable")
+        start = np.searchsorted(self.target[order], np.arange(len(self.words) + 1))
+        return start, order
+
+
+def region(search: Search, words: Words, *, without: dict[int, int]) -> Region:
+    """Build the graph on the sorted ``words``; ``without`` maps a thread to flags its edges must not have."""
+    tables = search.tables
+    count = len(words)
+    if count > MAX_REGION:
+        raise TooLargeError(f"loops are sought among at most {MAX_REGION} states, here are {count}")
+    enabled = np.zeros((len(tables.threads), count), dtype=bool)
+    parts: list[tuple[Numbers, Numbers, NDArray[np.int8], NDArray[np.int64]]] = []
+    for begin in range(0, count, CHUNK):
+        chunk = words[begin : begin + CHUNK]
+        for thread in tables.threads:
+            new, flags, source = tables.expand(chunk, thread)
+            enabled[thread, begin + source] = True
+            at = np.searchsorted(words, new)
+            at[at == count] = 0
+            keep = words[at] == new
+            if thread in without:
+                keep &= (flags & without[thread]) == 0
+            parts.append(
+                (
+                    (source[keep] + begin).astype(np.int32),
+                    at[keep].astype(np.int32),
+                    np.full(int(keep.sum()), thread, dtype=np.int8),
+                    flags[keep].astype(np.int16),
+                )
+            )
+    source, target, threads, noted = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Region(words, source, target, threads, noted, enabled)
+
+
+@dataclass(slots=True)
+class Promise:
+    """Something that has to happen again and again: a state of ``states``, or an edge of ``edges``."""
+
+    states: Mask
+    edges: Mask
+
+
+def weak_fairness(graph: Region) -> list[Promise]:
+    """Each thread moves or is disabled again and again."""
+    return [Promise(~graph.enabled[thread], graph.thread == thread) for thread in range(len(graph.enabled))]
+
+
+class Fair:
+    """The largest set in which all promises can be kept for ever."""
+
+    def __init__(self, graph: Region, promises: list[Promise], *, terminal: bool) -> None:
+        self.graph = graph
+        self.promises = promises
+        self.start, self.order = graph.csr()
+        self.dead: Mask = np.zeros(len(graph.words), dtype=bool)
+        if terminal:
+            self.dead = np.logical_not(np.any(graph.enabled, axis=0))
+        self.alive: Mask = np.ones(len(graph.words), dtype=bool)
+
+    def solve(self) -> Mask:
+        """Return the set as a mask over the region's states."""
+        changed = True
+        while changed and self.alive.any():
+            changed = self._trim()
+            for promise in self.promises:
+                reach = self._can_keep(promise)
+                if not reach[self.alive].all():
+                    self.alive &= reach
+                    changed = True
+        return self.alive
+
+    def _inside(self) -> Mask:
+        return self.alive[self.graph.source] & self.alive[self.graph.target]
+
+    def _trim(self) -> bool:
+        """Drop states without a way on, again and again; true if one was dropped."""
+        inside = self._inside()
+        ways = np.bincount(self.graph.source[inside], minlength=len(self.alive))
+        gone = np.flatnonzero(self.alive & (ways == 0) & ~self.dead)
+        dropped = bool(len(gone))
+        while len(gone):
+            self.alive[gone] = False
+            sources = self.graph.source[self._edges_into(gone)]
+            sources = sources[self.alive[sources]]
+            np.subtract.at(ways, sources, 1)
+            sources = np.unique(sources)
+            gone = sources[(ways[sources] <= 0) & ~self.dead[sources]]
+        return dropped
+
+    def _edges_into(self, states: Numbers) -> Numbers:
+        first, last = self.start[states], self.start[states + 1]
+        count = last - first
+        total = int(count.sum())
+        offset = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
+        edges: Numbers = self.order[np.repeat(first, count) + offset]
+        return edges
+
+    def _can_keep(self, promise: Promise) -> Mask:
+        """States of the set from which the promise can be kept without leaving the set."""
+        reach = self.alive & promise.states
+        edges = promise.edges & self._inside()
+        reach[self.graph.source[edges]] = True
+        frontier = np.flatnonzero(reach)
+        while len(frontier):
+            sources = self.graph.source[self._edges_into(frontier)]
+            sources = np.unique(sources[self.alive[sources] & ~reach[sources]])
+            reach[sources] = True
+            frontier = sources
+        return reach
+
+
+@dataclass(slots=True)
+class Lasso:
+    """A violated liveness property: the region, and the states from which a run may stay in it for ever."""
+
+    graph: Region
+    fair: Fair
+    name: str
+    thread: int
+
+
+def decide(search: Search, name: str) -> Lasso | None:
+    """Look for a violation of a liveness property among the states found."""
+    return {"kick_returns": _kick_returns, "progress": _progress, "resume_runs": _resume_runs, "livelock": _livelock}[
+        name
+    ](search)
+
+
+def _solve(graph: Region, promises: list[Promise], name: str, thread: int, *, terminal: bool = True) -> Lasso | None:
+    fair = Fair(graph, promises, terminal=terminal)
+    alive = fair.solve()
+    if len(graph.entries):
+        alive = alive & graph.entries
+    return Lasso(graph, fair, name, thread) if alive.any() else None
+
+
+def _kick_returns(search: Search) -> Lasso | None:
+    words = search.result.seen.all()
+    for vmm in search.marks.vmms:
+        inside = words[(search.marks.of(words, vmm) & Mark.KICKING) != 0]
+        if len(inside):
+            graph = region(search, inside, without={})
+            found = _solve(graph, weak_fairness(graph), "kick_returns", vmm)
+            if found is not None:
+                return found
+    return None
+
+
+def _progress(search: Search) -> Lasso | None:
+    words = search.result.seen.all()
+    seen: set[str] = set()
+    for vcpu in search.marks.vcpus:
+        vm = search.tables.model.threads[vcpu].vm
+        if vm in seen:
+            continue
+        seen.add(vm)
+        found = _away(search, words, vcpu, "progress")
+        if found is not None:
+            return found
+    return None
+
+
+def _resume_runs(search: Search) -> Lasso | None:
+    words = search.result.seen.all()
+    words = words[search.marks.all(words, search.marks.vmms, Mark.ENDED)]
+    for vcpu in search.marks.vcpus:
+        found = _away(search, words, vcpu, "resume_runs")
+        if found is not None:
+            return found
+    return None
+
+
+def _away(search: Search, words: Words, vcpu: int, name: str) -> Lasso | None:
+    """Runs on which ``vcpu`` is neither in guest mode nor halted."""
+    away = words[(search.marks.of(words, vcpu) & Mark.AT_HOME) == 0]
+    if not len(away):
+        return None
+    graph = region(search, away, without={vcpu: int(Flag.AT_HOME)})
+    return _solve(graph, weak_fairness(graph), name, vcpu)
+
+
+def _livelock(search: Search) -> Lasso | None:
+    words = search.result.seen.all()
+    for vmm in search.marks.vmms:
+        inside = words[(search.marks.of(words, vmm) & Mark.WINDOW) != 0]
+        if not len(inside):
+            continue
+        graph = region(search, inside, without={})
+        for vcpu in search.marks.same_vm(vmm, search.marks.vcpus):
+            again = (graph.thread == vcpu) & ((graph.flags & Flag.EINTR) != 0)
+            if again.any():
+                never = np.zeros(len(inside), dtype=bool)
+                found = _solve(graph, [Promise(never, again)], "livelock", vcpu, terminal=False)
+                if found is not None:
+                    return found
+    return None
+
+
+__all__ = ["Fair", "Lasso", "Promise", "Region", "decide", "region", "weak_fairness"]

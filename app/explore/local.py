@@ -1,0 +1,218 @@
+"""One thread with the objects that only it can see: its steps up to the next visible one, and its classes.
+
+The explorer stores no state in which a thread is about to do something that no other thread could notice:
+such steps are run as the tail of the visible step before them. What remains are *stops*. Stops that answer
+alike to everything the rest of the world can do are one *class* (partition refinement, as for automata).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from app.core.atomics import Choice
+from app.explore.objects import Trap
+from app.explore.observe import AT_HOME, Flag, Label, Observer
+
+if TYPE_CHECKING:
+    from app.explore.automata import Automaton
+    from app.explore.knowledge import Knowledge
+
+MAX_PRODUCT = 20_000
+
+
+class Stop(NamedTuple):
+    """A local state whose next operation is visible: node, states of the private objects, observer's memory."""
+
+    node: int
+    private: tuple[int, ...]
+    memory: int
+
+
+class Step(NamedTuple):
+    """One operation on the way, for counterexamples; ``trap`` None is a choice and ``result`` the branch."""
+
+    trap: Trap | None
+    result: Any
+    states: tuple[int, ...]
+
+
+class Tail(NamedTuple):
+    """Where a visible step ends: what was noted on the way, and the number of the next stop."""
+
+    flags: int
+    stop: int
+    steps: tuple[Step, ...] = ()  # the operations on the way
+
+
+def seen_from_outside(trap: Trap) -> bool:
+    """A property looks at this operation together with what other threads do: it is visible whoever shares it."""
+    if trap.method == "run_returned":
+        return bool(trap.args[0].errno)
+    return trap.method in ("guest_access", "lookup", "publish", "kick_returned", "resume_begins")
+
+
+class LocalThread:
+    """A thread's stops and classes, learnt on demand."""
+
+    def __init__(
+        self, automaton: Automaton, observer: Observer, knowledge: Knowledge, private: Iterable[int], *, merge: bool
+    ) -> None:
+        self.automaton = automaton
+        self.observer = observer
+        self.knowledge = knowledge
+        self.objects = knowledge.objects
+        self.private = tuple(sorted(private))
+        self.slot = {index: at for at, index in enumerate(self.private)}
+        self.merge = merge
+        self.stops: list[Stop] = []
+        self.ids: dict[Stop, int] = {}
+        self.forced: set[Stop] = set()
+        self.silent: dict[tuple[Trap, tuple[int, ...]], bool] = {}
+        self.tails: dict[tuple[int, tuple[int, ...], int, int], tuple[Tail, ...]] = {}
+
+    # -- steps -------------------------------------------------------------------------------------------
+
+    def trap(self, stop: int) -> Trap | None:
+        """What the thread does next at ``stop``; None if it has ended."""
+        effect = self.automaton.nodes[self.stops[stop].node].effect
+        return effect if type(effect) is Trap else None
+
+    def label(self, stop: int) -> Label:
+        """Where the thread is at ``stop``."""
+        label: Label = self.automaton.nodes[self.stops[stop].node].label
+        return label
+
+    def visible(self, trap: Trap) -> tuple[int, ...]:
+        """The involved objects that others can see."""
+        return tuple(index for index in trap.involved if index not in self.slot)
+
+    def involved(self, stop: Stop, trap: Trap, shared: dict[int, int]) -> tuple[int, ...]:
+        """The states of all objects that ``trap`` works on."""
+        return tuple(stop.private[self.slot[index]] if index in self.slot else shared[index] for index in trap.involved)
+
+    def start(self, initial: tuple[int, ...]) -> tuple[Tail, ...]:
+        """The stops at which the thread may begin."""
+        private = tuple(initial[index] for index in self.private)
+        return self._run(self.automaton.root, private, 0, 0)
+
+    def after(self, stop: int, result: Any, involved: tuple[int, ...], states: tuple[int, ...]) -> tuple[Tail, ...]:
+        """Perform the tail after the visible operation at ``stop`` returned ``result`` and left ``states``."""
+        begin = self._begin_tail(stop, result, involved, states)
+        tails = self.tails.get(begin)
+        if tails is None:
+            tails = self.tails[begin] = self._run(*begin)
+        return tails
+
+    def _begin_tail(
+        self, stop: int, result: Any, involved: tuple[int, ...], states: tuple[int, ...]
+    ) -> tuple[int, tuple[int, ...], int, int]:
+        trap = self.trap(stop)
+        assert trap is not None
+        here = self.stops[stop]
+        known = self.objects.states[trap.object]
+        change = (known[involved[0]], known[states[0]])
+        memory, flags = self.observer.see(trap, result, here.memory, change)
+        return self.automaton.step(here.node, result), self._updated(here.private, trap, states), memory, int(flags)
+
+    def _updated(self, private: tuple[int, ...], trap: Trap, states: tuple[int, ...]) -> tuple[int, ...]:
+        changed = list(private)
+        for index, state in zip(trap.involved, states, strict=True):
+            if index in self.slot:
+                changed[self.slot[index]] = state
+        return tuple(changed)
+
+    def _run(self, node: int, private: tuple[int, ...], memory: int, flags: int) -> tuple[Tail, ...]:
+        """Run invisible steps to the next stops; each ``Choice`` branches."""
+        tails: dict[tuple[int, int], Tail] = {}
+        work: list[tuple[int, tuple[int, ...], int, int, tuple[Stop, ...], tuple[Step, ...]]]
+        work = [(node, private, memory, flags, (), ())]
+        while work:
+            node, private, memory, flags, seen, steps = work.pop()
+            while True:
+                here = self.automaton.nodes[node]
+                if here.label & AT_HOME:
+                    flags |= Flag.AT_HOME | (Flag.ENTERED if here.label & Label.IN_GUEST else 0)
+                effect = here.effect
+                stop = Stop(node, private, memory)
+                if type(effect) is Choice:
+                    for branch in reversed(range(effect.alternatives)):
+                        target = self.automaton.step(node, branch)
+                        work.append((target, private, memory, flags, (*seen, stop), (*steps, Step(None, branch, ()))))
+                    break
+                if stop in seen:
+                    self.forced.add(stop)  # a private loop: one of its states is kept
+                outcome = self._invisible(stop, effect) if stop not in self.forced else None
+                if outcome is None:
+                    tail = Tail(int(flags), self._stop(stop), steps)
+                    tails.setdefault((tail.flags, tail.stop), tail)
+                    break
+                trap, involved, (result, states) = outcome
+                known = self.objects.states[trap.object]
+                memory, noted = self.observer.see(trap, result, memory, (known[involved[0]], known[states[0]]))
+                flags |= noted
+                seen = (*seen, stop)
+                steps = (*steps, Step(trap, result, states))
+                private = self._updated(private, trap, states)
+                node = self.automaton.step(node, result)
+        return tuple(tails.values())
+
+    def _invisible(self, stop: Stop, effect: Any) -> Any:
+        """The outcome of an operation that nobody else can notice, or None if it is none or has to wait."""
+        if effect is None or not self.merge:
+            return None
+        trap: Trap = effect
+        if seen_from_outside(trap):
+            return None
+        shared = self.visible(trap)
+        states = self.involved(stop, trap, {index: self.knowledge.known[index][0] for index in shared})
+        if shared and not self._is_silent(stop, trap):
+            return None
+        outcome = self.objects.apply_anywhere(trap, states)
+        return None if outcome is None else (trap, states, outcome)
+
+    def _is_silent(self, stop: Stop, trap: Trap) -> bool:
+        """It changes nothing shared and answers the same in every known state."""
+        own = tuple(stop.private[self.slot[index]] for index in trap.involved if index in self.slot)
+        key = (trap, own)
+        silent = self.silent.get(key)
+        if silent is None:
+            silent = self.silent[key] = key not in self.knowledge.loud and self.check_silent(trap, own)
+        return silent
+
+    def check_silent(self, trap: Trap, own: tuple[int, ...]) -> bool:
+        """Look at every known state of the shared objects; ``own`` are the states of the private ones."""
+        shared = self.visible(trap)
+        private = dict(zip((index for index in trap.involved if index in self.slot), own, strict=True))
+        positions = [at for at, index in enumerate(trap.involved) if index in shared]
+        first = None
+        for combination in self.combinations(shared):
+            here = private | dict(zip(shared, combination, strict=True))
+            states = tuple(here[index] for index in trap.involved)
+            outcome = self.objects.apply_anywhere(trap, states)
+            if outcome is None or any(outcome.states[at] != states[at] for at in positions):
+                return False
+            answer = (outcome.result, tuple(state for at, state in enumerate(outcome.states) if at not in positions))
+            if first is None:
+                first = answer
+            elif first != answer:
+                return False
+        return True
+
+    def combinations(self, shared: tuple[int, ...]) -> Iterable[tuple[int, ...]]:
+        """Known states of some shared objects together."""
+        known = [self.knowledge.known[index] for index in shared]
+        size = 1
+        for states in known:
+            size *= len(states)
+        if size <= MAX_PRODUCT:
+            return product(*known)
+        return list(zip(*known, strict=False))
+
+    def _stop(self, stop: Stop) -> int:
+        number = self.ids.get(stop)
+        if number is None:
+            number = self.ids[stop] = len(self.stops)
+            self.stops.append(stop)
+        return number

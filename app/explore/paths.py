@@ -1,0 +1,208 @@
+"""Ways through the state graph: the shortest to a hit, with the fewest context switches; the loop of a lasso."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from app.explore.liveness import Lasso, Numbers, Region
+from app.explore.marks import Mask
+from app.explore.search import Hit, Search, distinct
+from app.explore.tables import Words
+
+WIDEST = 256  # equally short ways that are compared for context switches, a level
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """``thread`` takes a step from the state ``source`` to ``target``."""
+
+    thread: int
+    source: int
+    target: int
+
+
+@dataclass(slots=True)
+class Path:
+    """Moves from an initial state; the last ``loop`` of them repeat for ever. ``start`` is the first state."""
+
+    start: int
+    moves: list[Move] = field(default_factory=list)
+    loop: int = 0
+
+    @property
+    def end(self) -> int:
+        """The state after all moves."""
+        return self.moves[-1].target if self.moves else self.start
+
+
+def to_hit(search: Search, hit: Hit) -> Path:
+    """The way to a safety violation, its last move included."""
+    path = to_level(search, hit.depth - 1, hit.sources)
+    if hit.thread is not None:
+        path.moves.append(_violating(search, path.end, hit))
+    return path
+
+
+def _violating(search: Search, word: int, hit: Hit) -> Move:
+    """The move of the hit's thread that carries the most flags."""
+    words, flags, _ = search.tables.expand(np.array([word], dtype=np.uint64), hit.thread or 0)
+    best = int(np.argmax(flags & 0x7F))
+    return Move(hit.thread or 0, word, int(words[best]))
+
+
+def to_level(search: Search, level: int, goals: Words) -> Path:
+    """The way to one of ``goals``, which all lie in ``level``."""
+    levels = search.result.levels
+    sets = [distinct([goals])[:WIDEST]]
+    for depth in range(level - 1, -1, -1):
+        sets.append(_before(search, levels[depth], sets[-1]))
+    sets.reverse()
+    return _calmest(search, sets)
+
+
+def _before(search: Search, words: Words, goals: Words) -> Words:
+    """States among ``words`` from which one step leads into ``goals``."""
+    parts = []
+    for thread in search.tables.threads:
+        new, _, source = search.tables.expand(words, thread)
+        parts.append(words[source[_among(new, goals)]])
+    return distinct(parts)[:WIDEST]
+
+
+def _among(words: Words, goals: Words) -> Mask:
+    at = np.searchsorted(goals, words)
+    at[at == len(goals)] = 0
+    found: Mask = goals[at] == words
+    return found
+
+
+def _calmest(search: Search, sets: list[Words]) -> Path:
+    """Of all ways through the sets, one with the fewest context switches."""
+    best: dict[tuple[int, int], tuple[int, tuple[int, int] | None]] = {(int(word), -1): (0, None) for word in sets[0]}
+    history = [best]
+    for words, goals in pairwise(sets):
+        best = _relax(search, words, goals, best)
+        history.append(best)
+    at: tuple[int, int] | None = min(best, key=lambda key: (best[key][0], key))
+    moves: list[Move] = []
+    for step in range(len(history) - 1, 0, -1):
+        assert at is not None
+        before = history[step][at][1]
+        assert before is not None
+        moves.append(Move(at[1], before[0], at[0]))
+        at = before
+    assert at is not None
+    return Path(at[0], moves[::-1])
+
+
+def _relax(
+    search: Search,
+    words: Words,
+    goals: Words,
+    best: dict[tuple[int, int], tuple[int, tuple[int, int] | None]],
+) -> dict[tuple[int, int], tuple[int, tuple[int, int] | None]]:
+    by_word: dict[int, list[tuple[int, int]]] = {}
+    for key in best:
+        by_word.setdefault(key[0], []).append(key)
+    after: dict[tuple[int, int], tuple[int, tuple[int, int] | None]] = {}
+    for thread in search.tables.threads:
+        new, _, source = search.tables.expand(words, thread)
+        keep = _among(new, goals)
+        for target, origin in zip(new[keep].tolist(), words[source[keep]].tolist(), strict=True):
+            for key in by_word.get(origin, ()):
+                cost = best[key][0] + (key[1] != thread)
+                old = after.get((target, thread))
+                if old is None or cost < old[0]:
+                    after[target, thread] = (cost, key)
+    return after
+
+
+# -- loops -------------------------------------------------------------------------------------------------
+
+
+class Router:
+    """Shortest ways inside the fair set of a region."""
+
+    def __init__(self, graph: Region, alive: Mask) -> None:
+        self.graph = graph
+        self.inside = np.flatnonzero(alive[graph.source] & alive[graph.target])
+        self.inside = self.inside[np.argsort(graph.source[self.inside], kind="stable")]
+        self.start = np.searchsorted(graph.source[self.inside], np.arange(len(graph.words) + 1))
+
+    def edges_from(self, states: Numbers) -> Numbers:
+        """Edges that leave ``states``."""
+        first = self.start[states]
+        count = self.start[states + 1] - first
+        total = int(count.sum())
+        offset = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
+        edges: Numbers = self.inside[np.repeat(first, count) + offset]
+        return edges
+
+    def route(self, origin: int, states: Mask, edges: Mask, *, move: bool) -> list[int] | None:
+        """Edges from ``origin`` to a state of ``states`` or over an edge of ``edges``; ``move``: at least one."""
+        if not move and states[origin]:
+            return []
+        parent: dict[int, int] = {}
+        frontier = np.array([origin])
+        seen = np.zeros(len(self.graph.words), dtype=bool)
+        while len(frontier):
+            out = self.edges_from(frontier)
+            good = out[edges[out] | states[self.graph.target[out]]]
+            if len(good):
+                return self._back(int(good[0]), origin, parent)
+            targets, first = np.unique(self.graph.target[out], return_index=True)
+            fresh = ~seen[targets]
+            targets, first = targets[fresh], first[fresh]
+            seen[targets] = True
+            parent.update(zip(targets.tolist(), out[first].tolist(), strict=True))
+            frontier = targets
+        return None
+
+    def _back(self, edge: int, origin: int, parent: dict[int, int]) -> list[int]:
+        route = [edge]
+        while (state := int(self.graph.source[edge])) != origin:
+            edge = parent[state]
+            route.append(edge)
+        return route[::-1]
+
+
+def to_lasso(search: Search, lasso: Lasso) -> Path:
+    """The shortest way into the fair set, and a loop in it that keeps every promise."""
+    graph, alive = lasso.graph, lasso.fair.alive
+    enter = alive & graph.entries if len(graph.entries) else alive
+    goals = graph.words[enter]
+    level = next(depth for depth, words in enumerate(search.result.levels) if _among(words, goals).any())
+    words = search.result.levels[level]
+    path = to_level(search, level, words[_among(words, goals)])
+    router = Router(graph, alive)
+    none = np.zeros(len(graph.source), dtype=bool)
+    current = int(np.searchsorted(graph.words, np.uint64(path.end)))
+    for _ in range(len(graph.words) + 1):
+        start, loop = current, list[int]()
+        for promise in lasso.fair.promises:
+            part = router.route(current, promise.states & alive, promise.edges, move=False)
+            assert part is not None
+            loop += part
+            current = int(graph.target[loop[-1]]) if loop else current
+        home = np.zeros(len(graph.words), dtype=bool)
+        home[start] = True
+        back = [] if loop and current == start else router.route(current, home, none, move=True)
+        if back is None and lasso.fair.dead[current]:
+            _extend(path, graph, loop)
+            return path
+        if back is not None:
+            path.loop = len(loop) + len(back)
+            _extend(path, graph, loop + back)
+            return path
+        _extend(path, graph, loop)
+    raise AssertionError("a fair set without a loop")
+
+
+def _extend(path: Path, graph: Region, edges: list[int]) -> None:
+    for edge in edges:
+        path.moves.append(
+            Move(int(graph.thread[edge]), int(graph.words[graph.source[edge]]), int(graph.words[graph.target[edge]]))
+        )

@@ -1,0 +1,214 @@
+"""A model's steps as integer arrays, so that numpy moves a million states at a time.
+
+A global state is one 64-bit word, a field for each component. For a thread, the field of its component says
+which other components its next step involves (its *kind*); those fields together are the index into a table
+of successors, which is filled by the model when a combination is met for the first time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.explore.model import Model
+
+Words = NDArray[np.uint64]
+Numbers = NDArray[np.int64]
+U = np.uint64
+ENDED, UNKNOWN = -1, -2
+DENSE = 1 << 24
+
+
+class TooWideError(Exception):
+    """The components of this world do not fit into one 64-bit word."""
+
+
+class Widths:
+    """Where each component's field lies in the word."""
+
+    def __init__(self, bits: list[int], *, limit: int | None = 63) -> None:
+        self.bits = bits
+        if limit is not None and sum(bits) > limit:
+            raise TooWideError(f"a state needs {sum(bits)} bits, one word has {limit}")
+        self.shift = [sum(bits[:component]) for component in range(len(bits))]
+        self.mask = [(1 << width) - 1 for width in bits]
+
+    def pack(self, state: tuple[int, ...]) -> int:
+        """Return the word of a state."""
+        return sum(number << shift for number, shift in zip(state, self.shift, strict=True))
+
+    def unpack(self, word: int) -> tuple[int, ...]:
+        """Return the state of a word."""
+        return tuple(word >> shift & mask for shift, mask in zip(self.shift, self.mask, strict=True))
+
+    def field(self, words: Words, component: int) -> Numbers:
+        """Return one component of each state."""
+        return ((words >> U(self.shift[component])) & U(self.mask[component])).astype(np.int64)
+
+
+class Kind:
+    """The table of one thread's steps that involve the same components."""
+
+    def __init__(self, thread: int, others: tuple[int, ...], widths: Widths) -> None:
+        self.thread = thread
+        self.others = others
+        self.widths = widths
+        self.components = (thread, *others)
+        self.size = 1 << sum(widths.bits[component] for component in self.components)
+        self.dense = self.size <= DENSE
+        self.index: Numbers = np.full(self.size if self.dense else 0, -1, dtype=np.int32)
+        self.sparse: dict[int, int] = {}
+        self.keys = np.empty(0, dtype=np.int64)
+        self.entries = np.empty(0, dtype=np.int64)
+        mask = 0
+        for component in self.components:
+            mask |= widths.mask[component] << widths.shift[component]
+        self.keep = U(~mask & (1 << 64) - 1)
+
+    def key_of(self, words: Words) -> Numbers:
+        """The index into the table."""
+        key = self.widths.field(words, self.thread)
+        for component in self.others:
+            key = (key << self.widths.bits[component]) | self.widths.field(words, component)
+        return key
+
+    def states_of(self, key: int) -> tuple[int, ...]:
+        """The component states behind an index: the thread's own first."""
+        numbers = []
+        for component in reversed(self.others):
+            numbers.append(key & self.widths.mask[component])
+            key >>= self.widths.bits[component]
+        return (key, *reversed(numbers))
+
+    def lookup(self, keys: Numbers) -> Numbers:
+        """The entry of each key, -1 where there is none yet."""
+        if self.dense:
+            return self.index[keys]
+        if not len(self.keys):
+            return np.full(len(keys), -1, dtype=np.int64)
+        at = np.searchsorted(self.keys, keys)
+        at[at == len(self.keys)] = 0
+        return np.where(self.keys[at] == keys, self.entries[at], -1)
+
+    def put(self, keys: list[int], entries: list[int]) -> None:
+        """Remember new entries."""
+        if self.dense:
+            self.index[keys] = entries
+            return
+        self.sparse.update(zip(keys, entries, strict=True))
+        self.keys = np.array(sorted(self.sparse), dtype=np.int64)
+        self.entries = np.array([self.sparse[int(key)] for key in self.keys], dtype=np.int64)
+
+
+class Growing:
+    """An integer array that grows at its end."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.data = np.zeros(1024, dtype=dtype)
+        self.size = 0
+
+    def extend(self, values: list[int]) -> None:
+        """Append."""
+        need = self.size + len(values)
+        while need > len(self.data):
+            self.data = np.concatenate([self.data, np.zeros_like(self.data)])
+        self.data[self.size : need] = values
+        self.size = need
+
+
+class Tables:
+    """All tables of one model for one choice of widths."""
+
+    def __init__(self, model: Model, widths: Widths) -> None:
+        self.model = model
+        self.widths = widths
+        self.threads = range(len(model.threads))
+        self.kinds: list[list[Kind]] = [[] for _ in self.threads]
+        self._by_others: list[dict[tuple[int, ...], int]] = [{} for _ in self.threads]
+        self.kind_of = [np.full(1 << widths.bits[thread], UNKNOWN, dtype=np.int64) for thread in self.threads]
+        self.first = Growing(np.int64)  # entry -> its first successor
+        self.count = Growing(np.int64)
+        self.value = Growing(np.uint64)  # successor -> new fields
+        self.flags = Growing(np.int64)
+
+    def full(self) -> list[int]:
+        """Components that outgrew their field."""
+        return [
+            component
+            for component, states in enumerate(self.model.states)
+            if len(states) > 1 << self.widths.bits[component]
+        ]
+
+    def expand(self, words: Words, thread: int) -> tuple[Words, NDArray[np.int64], Numbers]:
+        """Let ``thread`` take its next step in each state: successors, their flags, which word each came from."""
+        own = self.widths.field(words, thread)
+        kinds = self.kind_of[thread][own]
+        if (kinds == UNKNOWN).any():
+            self._classify(thread, np.unique(own[kinds == UNKNOWN]))
+            kinds = self.kind_of[thread][own]
+        parts = []
+        for number in range(len(self.kinds[thread])):
+            here = np.flatnonzero(kinds == number)
+            if len(here):
+                parts.append(self._expand_kind(words[here], here, self.kinds[thread][number]))
+        if not parts:
+            return words[:0], np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        if len(parts) == 1:
+            return parts[0]
+        new, flags, source = zip(*parts, strict=True)
+        return np.concatenate(new), np.concatenate(flags), np.concatenate(source)
+
+    def _expand_kind(self, words: Words, here: Numbers, kind: Kind) -> tuple[Words, NDArray[np.int64], Numbers]:
+        keys = kind.key_of(words)
+        entries = kind.lookup(keys)
+        if (entries < 0).any():
+            self._fill(kind, np.unique(keys[entries < 0]))
+            entries = kind.lookup(keys)
+        counts = self.count.data[entries]
+        total = int(counts.sum())
+        base = words & kind.keep
+        if total == len(words) and counts.min() == 1:
+            successor = self.first.data[entries]
+        else:
+            source = np.repeat(np.arange(len(words)), counts)
+            offset = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+            successor = self.first.data[entries][source] + offset
+            base, here = base[source], here[source]
+        return base | self.value.data[successor], self.flags.data[successor], here
+
+    def _classify(self, thread: int, own: Numbers) -> None:
+        for number in own.tolist():
+            others = self.model.kind(thread, number)
+            if others is None:
+                self.kind_of[thread][number] = ENDED
+                continue
+            known = self._by_others[thread]
+            if others not in known:
+                known[others] = len(self.kinds[thread])
+                self.kinds[thread].append(Kind(thread, others, self.widths))
+            self.kind_of[thread][number] = known[others]
+
+    def _fill(self, kind: Kind, keys: Numbers) -> None:
+        entries = []
+        widths = self.widths
+        for key in keys.tolist():
+            own, *others = kind.states_of(key)
+            steps = self.model.step(kind.thread, own, tuple(others), kind.others)
+            entries.append(self.first.size)
+            self.first.extend([self.value.size])
+            self.count.extend([len(steps)])
+            self.value.extend(
+                [
+                    sum(
+                        number << widths.shift[component]
+                        for component, number in zip(kind.components, step.components, strict=True)
+                    )
+                    for step in steps
+                ]
+            )
+            self.flags.extend([int(step.flags) for step in steps])
+        if self.full():
+            raise OverflowError
+        kind.put(keys.tolist(), entries)

@@ -1,0 +1,122 @@
+"""Counterexamples: columns, data, tokens, and their confirmation on the shipped runtime."""
+
+import json
+
+import pytest
+
+from app.core.variants.sticky import Sticky
+from app.explore import replay as replaying
+from app.explore.campaign import explore, replay_token
+from app.explore.replay import ReplayError
+from app.explore.tokens import Schedule, TokenError, decode
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def lost_exit():
+    (verdict,) = explore("merge", "sticky", "careless", properties=["lost_exit"])
+    return verdict
+
+
+@pytest.fixture(scope="module")
+def livelock():
+    (verdict,) = explore("merge", "sticky", "careless", properties=["livelock"])
+    return verdict
+
+
+def test_columns_have_one_row_a_step_and_say_at_the_end_which_property_fell(lost_exit):
+    text = lost_exit.counterexample.text()
+    head, _, *rows, last = text.splitlines()
+    assert head.split("|")[0].strip() == "VMM" and head.split("|")[1].strip() == "CPU0"
+    assert len(rows) == lost_exit.counterexample.trail.steps == lost_exit.json()["steps"]
+    assert "KVM_RUN = -1 EINTR" in rows[-1]
+    assert "run_page.fill" in text and "cpu0.requests: 0 -> USERSPACE_KICK" in text
+    assert last.strip().startswith("=> lost_exit is violated")
+
+
+def test_a_loop_is_marked(livelock):
+    text = livelock.counterexample.text()
+    assert ">>" in text and "repeats for ever" in text
+    assert livelock.fairness == "none"
+
+
+def test_a_cell_has_the_members_of_the_contract(lost_exit):
+    assert set(lost_exit.json()) - {"counterexample"} == {
+        "scenario",
+        "variant",
+        "behaviour",
+        "vcpus",
+        "vmms",
+        "property",
+        "verdict",
+        "states",
+        "transitions",
+        "seconds",
+        "steps",
+        "fairness",
+        "token",
+    }
+    json.dumps(lost_exit.json())
+
+
+def test_the_same_question_has_the_same_answer(lost_exit):
+    (again,) = explore("merge", "sticky", "careless", properties=["lost_exit"])
+    assert again.counterexample.token == lost_exit.counterexample.token
+    assert again.states == lost_exit.states
+
+
+def test_a_token_replays_what_it_was_made_of(lost_exit):
+    token, log, names = replay_token(lost_exit.counterexample.token)
+    assert (token.scenario, token.variant, token.behaviour, token.vcpus, token.vmms) == (
+        "merge",
+        "sticky",
+        "careless",
+        1,
+        1,
+    )
+    assert names == ["VMM", "CPU0"]
+    assert log[-1] == (1, "run_returned")
+
+
+def test_a_token_of_a_loop_replays(livelock):
+    replay_token(livelock.counterexample.token)
+
+
+def test_a_token_is_refused_with_the_reason_when_the_code_changed(lost_exit):
+    token = lost_exit.counterexample.token
+    head, model, payload = token.rsplit(":", 2)
+    other = "0" * 8 if model != "0" * 8 else "1" * 8
+    with pytest.raises(TokenError, match="the code changed since"):
+        replay_token(f"{head}:{other}:{payload}")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ks1", "ks1:a.b.c.1x1:00000000:", "ks1:merge.sticky.well.1x1:00000000:!!", "x" * 300]
+)
+def test_what_is_no_token_is_refused(text):
+    with pytest.raises(TokenError):
+        decode(text)
+
+
+def test_a_schedule_that_proves_nothing_is_an_internal_error(lost_exit):
+    from app.explore.scenarios import scenario
+
+    short = lost_exit.counterexample.schedule
+    with pytest.raises(ReplayError, match="lost_exit was not confirmed"):
+        replaying.replay(
+            scenario("merge"), Sticky, "careless", Schedule("lost_exit", short.threads[:-3], short.choices)
+        )
+
+
+def test_a_schedule_that_the_runtime_cannot_follow_is_an_internal_error():
+    from app.explore.scenarios import scenario
+
+    with pytest.raises(ReplayError):
+        replaying.replay(scenario("merge"), Sticky, "careless", Schedule("lost_exit", (0,) * 400, ()))
+
+
+def test_perfetto_has_a_track_a_thread_and_a_slice_a_step(lost_exit):
+    events = lost_exit.counterexample.perfetto()["traceEvents"]
+    assert [event["args"]["name"] for event in events if event["ph"] == "M"] == ["VMM", "CPU0"]
+    assert sum(event["ph"] == "X" for event in events) == lost_exit.counterexample.trail.steps

@@ -1,0 +1,71 @@
+"""Requirements that need a scenario of their own."""
+
+import pytest
+
+from app.explore.decide import Decision
+from app.explore.scenario_files import parse
+
+pytestmark = pytest.mark.slow
+PAGE = 0x1000
+M1 = {"slot": 0, "gpa": PAGE, "size": PAGE, "host": PAGE}
+M2 = {"slot": 1, "gpa": 2 * PAGE, "size": PAGE, "host": 2 * PAGE}
+MERGE = [
+    {"op": "set_memory_region", "args": {**M1, "size": 0}},
+    {"op": "set_memory_region", "args": {**M2, "size": 0}},
+    {"op": "set_memory_region", "args": {**M1, "size": 2 * PAGE}},
+]
+TRANSACTION = {"op": "memory_transaction", "args": {"operations": MERGE}}
+
+
+def world(program, *, vmms=(), **vm):
+    return parse(
+        {
+            "name": "own",
+            "vms": [{"memory_regions": [M1, M2], "program": program, **vm}],
+            "vmms": [{"operations": [TRANSACTION]}, *vmms],
+        }
+    )
+
+
+def verdict(scenario, variant, behaviour, name):
+    (found,) = Decision(scenario, variant, behaviour, (1, 1)).verdicts([name])
+    return found
+
+
+def test_code_in_a_deleted_slot_is_an_internal_error_without_the_kick_and_none_with_it():
+    scenario = world([["fetch", 2 * PAGE]])
+    fallen = verdict(scenario, "none", "well", "spurious_mmio")
+    assert fallen.verdict == "violated"
+    assert "KVM_RUN = 0 INTERNAL_ERROR 0x2000" in fallen.counterexample.text()
+    assert verdict(scenario, "sticky", "well", "spurious_mmio").verdict == "holds"
+
+
+def test_the_repaired_order_of_the_exit_test_loses_no_exit():
+    program = [["choose", [["out", 0x80, 1]], [["in", 0x80]], [["read", 0]], [["write", 0, 1]]]]
+    assert verdict(world(program), "sticky", "careless", "lost_exit").verdict == "violated"
+    repaired = world(program, switches={"exit_test": "after_r"})
+    assert verdict(repaired, "sticky", "careless", "lost_exit").verdict == "holds"
+
+
+def test_overlapping_ioctls_starve_the_accel_blocker():
+    reader = [{"op": "read_slots", "args": {"gpa": PAGE}}]
+    one = world([["compute", 1]], vmms=[{"name": "A", "operations": reader, "loop": True}])
+    two = world([["compute", 1]], vmms=[{"name": n, "operations": reader, "loop": True} for n in "AB"])
+    assert verdict(one, "accel_blocker", "well", "kick_returns").verdict == "holds"
+    starved = verdict(two, "accel_blocker", "well", "kick_returns")
+    assert starved.verdict == "violated"
+    assert starved.fairness == "weak"
+
+
+def test_a_window_that_is_never_closed_breaks_resume_runs_unless_nobody_waits():
+    kick_only = parse(
+        {
+            "name": "forgotten",
+            "vms": [{"memory_regions": [M1], "program": [["read", PAGE]]}],
+            "vmms": [{"operations": [{"op": "kick"}]}],
+        }
+    )
+    fallen = verdict(kick_only, "sticky", "well", "resume_runs")
+    assert fallen.verdict == "violated"
+    assert "CPU0 waits for ever: resume_flag.wait()" in fallen.counterexample.text()
+    assert verdict(kick_only, "signal", "careless", "resume_runs").verdict == "holds"

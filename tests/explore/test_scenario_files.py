@@ -1,0 +1,105 @@
+"""A user's scenario and a user's variant: what runs, and what is refused with which words."""
+
+import pytest
+
+from app.explore.campaign import CellSpec, Matrix, explore, matrix, replay_token
+from app.explore.scenario_files import load, parse
+from app.explore.scenarios import ScenarioError
+
+GOOD = """
+name: planted
+vms:
+  - memory_regions: [{slot: 0, guest_phys_addr: 0x1000, memory_size: 0x1000, userspace_addr: 0x1000}]
+    program: [[read, 0x1000]]
+vmms:
+  - operations:
+      - {op: kick}
+      - {op: resume}
+      - {op: set_memory_region, args: {slot: 0, gpa: 0x1000, size: 0, host: 0x1000}}
+      - {op: set_memory_region, args: {slot: 0, gpa: 0x1000, size: 0x1000, host: 0x1000}}
+"""
+VM = {"memory_regions": [{"slot": 0, "gpa": 4096, "size": 4096}], "program": [["read", 4096]]}
+VMM = {"operations": [{"op": "kick"}, {"op": "resume"}]}
+
+
+@pytest.mark.slow
+def test_a_scenario_file_finds_a_planted_bug_and_its_token_replays_it_without_the_file(tmp_path):
+    file = tmp_path / "planted.yaml"
+    file.write_text(GOOD)
+    (verdict,) = explore(str(file), "sticky", "well", properties=["missing_slot"])
+    assert verdict.verdict == "violated"
+    file.unlink()
+    token, _, _ = replay_token(verdict.counterexample.token)
+    assert token.scenario == "planted"
+
+
+def test_json_means_the_same_as_yaml(tmp_path):
+    import json
+
+    (tmp_path / "a.json").write_text(json.dumps({"name": "a", "vms": [VM], "vmms": [VMM]}))
+    assert load(str(tmp_path / "a.json")).vms[0].regions == parse({"vms": [VM], "vmms": [VMM]}).vms[0].regions
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        ([], "the scenario is a mapping"),
+        ({"vms": [], "vmms": [VMM]}, "vms is a list of at least one item"),
+        ({"vms": [{**VM, "colour": 1}], "vmms": [VMM]}, r"vms\[0\]: 'colour' is none of"),
+        (
+            {"vms": [{**VM, "program": [["jump"]]}], "vmms": [VMM]},
+            r"vms\[0\].programs\[0\]: step \[0\]: 'jump' is none of",
+        ),
+        (
+            {"vms": [{**VM, "memory_regions": [{"slot": 0, "gpa": 1, "size": 4096}]}], "vmms": [VMM]},
+            r"vms\[0\].memory_regions\[0\]: 0x1 is not a multiple",
+        ),
+        ({"vms": [{**VM, "memory_regions": [{"slot": 0, "gpa": 1}]}], "vmms": [VMM]}, "size is missing"),
+        ({"vms": [{**VM, "vcpus": 9}], "vmms": [VMM]}, r"vms\[0\].vcpus: 9 is no integer from 1 to 4"),
+        ({"vms": [{**VM, "switches": {"exit_test": "never"}}], "vmms": [VMM]}, "'never' is neither"),
+        ({"vms": [VM], "vmms": [{"operations": [{"op": "fly"}]}]}, r"vmms\[0\].operations\[0\].op: 'fly' is none of"),
+        ({"vms": [VM], "vmms": [{"operations": [{"op": "get_dirty_log"}]}]}, "get_dirty_log needs slot"),
+        ({"vms": [VM], "vmms": [{**VMM, "vm": "other"}]}, "there is no VM 'other'"),
+        ({"name": "a/b", "vms": [VM], "vmms": [VMM]}, "may have letters"),
+    ],
+)
+def test_a_wrong_scenario_is_refused_by_the_field(data, complaint):
+    with pytest.raises(ScenarioError, match=complaint):
+        parse(data)
+
+
+def test_a_missing_file_and_broken_text_are_refused(tmp_path):
+    with pytest.raises(ScenarioError, match="No such file"):
+        load(str(tmp_path / "none.yaml"))
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ScenarioError, match="bad.json"):
+        load(str(tmp_path / "bad.json"))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        {"scenario": "nothing"},
+        {"behaviour": "rude"},
+        {"vcpus": 5},
+        {"vmms": 3},
+        {"properties": ("speed",)},
+        {"strategy": "luck"},
+        {"max_states": 0},
+    ],
+)
+def test_wrong_names_and_sizes_are_refused_before_anything_runs(cell):
+    with pytest.raises(ScenarioError):
+        Matrix([CellSpec(**({"scenario": "merge", "variant": "sticky", "behaviour": "well"} | cell))])
+
+
+@pytest.mark.slow
+def test_a_variant_of_ones_own_is_explored(tmp_path):
+    file = tmp_path / "lazy.py"
+    file.write_text(
+        'from app.core.variants.sticky import Sticky\n\n\nclass Lazy(Sticky):\n    """Nobody is kicked."""\n\n'
+        "    async def kick(self, task):\n        return True\n"
+    )
+    (verdict,) = matrix("merge", ["lazy"], ["well"], properties=["closed_window"], variant_module=str(file)).run()
+    assert verdict.verdict == "violated"
+    replay_token(verdict.counterexample.token)

@@ -1,0 +1,100 @@
+"""Verdicts: the ones that semantics.md section 1.7 knows, and that ``holds`` keeps everything."""
+
+import pytest
+
+from app.core.variants import variants
+from app.explore.campaign import explore
+from app.explore.decide import Decision
+from app.explore.properties import PROPERTIES, SAFETY
+from app.explore.scenarios import SCENARIOS, scenario
+from app.explore.world import BEHAVIOURS
+
+pytestmark = pytest.mark.slow
+
+HOLE, HANG = "missing_slot", "kick_returns"
+KNOWN = {  # variant: (holes, hangs) with the gate, and without it
+    "sticky": ((False, False), (False, False)),
+    "clear_on_exit": ((False, False), (True, True)),
+    "check_not_test": ((False, True), (True, True)),
+    "clear_before_up_write": ((True, False), (True, False)),
+    "clear_after_up_write": ((True, False), (True, False)),
+    "srcu": ((False, False), (False, False)),
+    "accel_blocker": ((False, False), (False, False)),
+    "holds": ((False, False), (False, False)),
+}
+
+
+def fallen(*cell, **more):
+    return {verdict.property for verdict in explore(*cell, **more) if verdict.verdict == "violated"}
+
+
+@pytest.mark.parametrize("variant", KNOWN)
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_holes_and_hangs_are_those_of_an_independent_model(variant, behaviour, vcpus):
+    holes, hangs = KNOWN[variant][behaviour == "careless"]
+    found = fallen("merge", variant, behaviour, vcpus, properties=[HOLE, HANG])
+    assert found == {name for name, falls in ((HOLE, holes), (HANG, hangs)) if falls}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_holds_keeps_every_property(name, behaviour):
+    assert fallen(name, "holds", behaviour) == set()
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_holds_keeps_every_property_with_two_vcpus_and_with_two_vmms(behaviour):
+    assert fallen("merge", "holds", behaviour, 2) == set()
+    assert fallen("merge", "holds", behaviour, 1, 2) == set()
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@pytest.mark.parametrize("variant", variants())
+def test_the_reduced_search_decides_as_the_full_one(variant, behaviour):
+    world = scenario("merge")
+    short, full = (
+        {
+            verdict.property: verdict.verdict
+            for verdict in Decision(world, variant, behaviour, (1, 1), merge=merge).verdicts(PROPERTIES)
+        }
+        for merge in (True, False)
+    )
+    assert short == full
+
+
+@pytest.mark.parametrize("name", ["hotplug", "two_vms", "pending_io", "other_ioctl", "stuck_fault", "dirty_log"])
+@pytest.mark.parametrize("variant", ["sticky", "global_rwsem"])
+def test_the_reduced_search_decides_as_the_full_one_in_other_scenarios(name, variant):
+    world = scenario(name)
+    short, full = (
+        {
+            verdict.property: verdict.verdict
+            for verdict in Decision(world, variant, "well", (1, 1), merge=merge).verdicts(SAFETY)
+        }
+        for merge in (True, False)
+    )
+    assert short == full
+
+
+def test_every_property_falls_somewhere():
+    cells = [
+        ("merge", "none", "well", 1, 1),
+        ("merge", "check_not_test", "careless", 1, 1),
+        ("merge", "sticky", "careless", 1, 1),
+        ("dirty_log", "none", "well", 1, 1),
+        ("stuck_fault", "sticky", "well", 1, 1),
+        ("two_vms", "global_rwsem", "well", 1, 1),
+    ]
+    assert set().union(*(fallen(*cell) for cell in cells)) == set(PROPERTIES) - {"resume_runs"}
+
+
+def test_a_limit_is_met_with_undecided_and_says_which():
+    (verdict,) = explore("merge", "holds", "well", properties=["missing_slot"], max_states=100)
+    assert verdict.verdict == "undecided"
+    assert verdict.bound == "max_states 100"
+
+
+def test_a_violation_within_the_limit_is_still_one():
+    (verdict,) = explore("merge", "none", "well", properties=["closed_window"], max_states=100)
+    assert verdict.verdict == "violated"
