@@ -26,6 +26,9 @@ HEADER = (FrameType, CodeType, FunctionType)
 ITERATORS: tuple[type, ...] = (type(iter(())), type(iter([])), type(iter(range(0))), type(reversed([])), enumerate, zip)
 
 
+MAX_NODES = 100_000
+
+
 class UnknownEffectError(Exception):
     """A coroutine asked its driver for something that a closed world does not have."""
 
@@ -177,6 +180,8 @@ class Automaton:
             dispose(coroutine)
             return number
         number = self._ids[key] = len(self.nodes)
+        if number >= MAX_NODES:
+            raise UnknownEffectError(f"a thread has more than {MAX_NODES} local states: does it count without end?")
         alive = coroutine if effect is not None else None
         self.nodes.append(Node(effect, self.label(alive), path, parked=alive, error=error))
         return number

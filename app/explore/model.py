@@ -122,8 +122,10 @@ class Model:
         index = transaction.index
         if index in here.slot:
             number = here.stops[state[0]].private[here.slot[index]]
-        else:
+        elif index in self.place:
             number = state[1 + self.place[index]]
+        else:
+            return Stage.OUTSIDE  # this thread never kicks
         stage: Stage = self.objects.states[index][number][0]
         return stage
 

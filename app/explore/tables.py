@@ -18,7 +18,7 @@ Words = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
 U = np.uint64
 ENDED, UNKNOWN = -1, -2
-DENSE = 1 << 24
+DENSE = 1 << 27
 
 
 class TooWideError(Exception):
@@ -58,8 +58,8 @@ class Kind:
         self.components = (thread, *others)
         self.size = 1 << sum(widths.bits[component] for component in self.components)
         self.dense = self.size <= DENSE
-        self.index: Numbers = np.full(self.size if self.dense else 0, -1, dtype=np.int32)
-        self.sparse: dict[int, int] = {}
+        # Entry numbers plus one; zeroed memory is taken from the system only where it is touched.
+        self.index = np.zeros(self.size if self.dense else 0, dtype=np.int32)
         self.keys = np.empty(0, dtype=np.int64)
         self.entries = np.empty(0, dtype=np.int64)
         mask = 0
@@ -85,21 +85,22 @@ class Kind:
     def lookup(self, keys: Numbers) -> Numbers:
         """The entry of each key, -1 where there is none yet."""
         if self.dense:
-            return self.index[keys]
+            return self.index[keys].astype(np.int64) - 1
         if not len(self.keys):
             return np.full(len(keys), -1, dtype=np.int64)
         at = np.searchsorted(self.keys, keys)
         at[at == len(self.keys)] = 0
         return np.where(self.keys[at] == keys, self.entries[at], -1)
 
-    def put(self, keys: list[int], entries: list[int]) -> None:
+    def put(self, keys: Numbers, entries: Numbers) -> None:
         """Remember new entries."""
         if self.dense:
-            self.index[keys] = entries
+            self.index[keys] = entries + 1
             return
-        self.sparse.update(zip(keys, entries, strict=True))
-        self.keys = np.array(sorted(self.sparse), dtype=np.int64)
-        self.entries = np.array([self.sparse[int(key)] for key in self.keys], dtype=np.int64)
+        self.keys = np.concatenate([self.keys, keys])
+        self.entries = np.concatenate([self.entries, entries])
+        order = np.argsort(self.keys)
+        self.keys, self.entries = self.keys[order], self.entries[order]
 
 
 class Growing:
@@ -211,4 +212,4 @@ class Tables:
             self.flags.extend([int(step.flags) for step in steps])
         if self.full():
             raise OverflowError
-        kind.put(keys.tolist(), entries)
+        kind.put(keys, np.array(entries, dtype=np.int64))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -233,8 +232,10 @@ class VmmThread:
         """Perform all ``operations``, once or for ever. One that fails is given up, as a VMM logs and goes on."""
         while True:
             for operation in operations:
-                with suppress(KvmError):
+                try:  # noqa: SIM105  # a fresh context manager each time would make each local state a new one
                     await self.perform(operation["op"], operation.get("args", {}))
+                except KvmError:
+                    pass
             if not loop:
                 return
 
@@ -267,8 +268,10 @@ class VmmThread:
             await self.listed(operations)
         else:
             for operation in operations:
-                with suppress(KvmError):
+                try:  # noqa: SIM105  # a fresh context manager each time would make each local state a new one
                     await self.perform(operation["op"], operation.get("args", {}))
+                except KvmError:
+                    pass
         if kind == "kick":
             await self.op_resume()
 
