@@ -2,7 +2,8 @@
 
 Both start from nothing: SPIN generates, compiles and runs its verifier; Kickstand starts a Python process,
 learns the automata of the shipped coroutines and searches. Both decide by exhaustion. CPU seconds of the whole
-process tree, because the machine may be shared. SPIN's model (``spin/kick.pml``) is hand-made and smaller than the code.
+process tree, because the machine may be shared. SPIN's model (``spin/kick.pml``) is hand-made
+and smaller than the code.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def main() -> None:
             wall = statistics.median(run[1] for run in runs)
             spread = max(run[0] for run in runs) - min(run[0] for run in runs)
             print(
-                f"{vcpus} vCPUs {name:10} {cpu[name]:7.2f} s CPU (spread {spread:.2f}) {wall:7.2f} s wall  {runs[0][2].strip()} states"
+                f"{vcpus} vCPUs {name:10} {cpu[name]:7.2f} s CPU (spread {spread:.2f}) {wall:7.2f} s wall  "
+                f"{runs[0][2].strip()} states"
             )
         print(f"{vcpus} vCPUs kickstand needs {cpu['kickstand'] / cpu['spin']:.2f} of SPIN's CPU time")
 

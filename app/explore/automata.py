@@ -50,7 +50,7 @@ class Canon:
     def __init__(self) -> None:
         self.kept: dict[int, object] = {}  # constants are told apart by identity, so they must stay alive
 
-    def of(self, value: Any) -> Any:
+    def of(self, value: Any) -> Any:  # noqa: C901  one line a kind of value
         """Return the canonical form of ``value``."""
         kind = type(value)
         if kind in PLAIN or isinstance(value, Enum):

@@ -159,7 +159,7 @@ def matrix(
     seed: int = 0,
     variant_module: str | None = None,
 ) -> Matrix:
-    """The cells of one question; an empty choice means all. Raises ``ScenarioError`` or ``KvmError`` for wrong names."""
+    """The cells of one question; an empty choice means all. Wrong names raise ``ScenarioError`` or ``KvmError``."""
     if variant_module is not None:
         load_variant_module(Path(variant_module))
     names = tuple(variant_names) or tuple(variants())

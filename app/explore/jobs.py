@@ -28,7 +28,10 @@ Emit = Callable[[str, Mapping[str, object]], object]
 
 @dataclass(slots=True)
 class Job:
-    """One exploration: what was asked, how far it is, what was found. ``state`` is running, done, failed or cancelled."""
+    """One exploration: what was asked, how far it is, what was found.
+
+    ``state`` is running, done, failed or cancelled.
+    """
 
     id: str
     asked: dict[str, Any]

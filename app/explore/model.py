@@ -153,8 +153,7 @@ class Model:
         shared = {index: state[1 + at] for at, index in enumerate(self.members[thread])}
         for component, number in zip(kind, others, strict=True):
             skip = component < len(self.threads)
-            for index, value in zip(self.members[component], self.states[component][number][skip:], strict=True):
-                shared[index] = value
+            shared.update(zip(self.members[component], self.states[component][number][skip:], strict=True))
         involved = here.involved(here.stops[stop], trap, shared)
         outcome = self.objects.apply(trap, involved)
         if outcome is None:

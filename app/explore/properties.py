@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from app.explore.observe import Flag
 
 
+NO_FLAG = Flag(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Property:
     """One property: ``fairness`` is what its verdict assumes of the scheduler."""
@@ -15,7 +18,7 @@ class Property:
     summary: str
     safety: bool
     fairness: str = "none"
-    flag: Flag = Flag(0)
+    flag: Flag = NO_FLAG
 
 
 PROPERTIES = {

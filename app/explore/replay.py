@@ -254,7 +254,7 @@ class Replay:
 
 
 def replay(scenario: Scenario, variant: type[Variant], behaviour: str, schedule: Schedule) -> list[tuple[int, str]]:
-    """Perform ``schedule`` on the shipped runtime; return the operations. Raises ``ReplayError`` if the property holds."""
+    """Perform ``schedule`` on the shipped runtime; return the operations. ``ReplayError`` if the property holds."""
     run = Replay(scenario, variant, behaviour, schedule)
     run.run()
     return run.log

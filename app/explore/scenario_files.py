@@ -1,7 +1,7 @@
 """A user's own scenario: a YAML or JSON file, checked field by field.
 
-``vms`` have ``memory_regions`` and a ``program`` (or ``programs``, one a vCPU); ``vmms`` have ``operations``. What is left
-out has the value that the built-in scenarios use.
+``vms`` have ``memory_regions`` and a ``program`` (or ``programs``, one a vCPU); ``vmms`` have ``operations``. What is
+left out has the value that the built-in scenarios use.
 """
 
 from __future__ import annotations

@@ -35,13 +35,16 @@ def test_a_violated_cell_ends_with_1_and_shows_its_columns_and_token(console):
 
 def test_cells_that_hold_end_with_0_and_the_glyph_says_so_without_colour(console):
     assert run(Options(variants=("holds",), behaviours=("well",), properties=("lost_exit",)), console) == 0
-    assert "✓" in printed(console) and "\x1b[" not in printed(console)
+    assert "✓" in printed(console)
+    assert "\x1b[" not in printed(console)
 
 
 def test_json_is_the_contracts(console):
     run(Options(variants=("holds",), behaviours=("careless",), properties=("progress",), json=True), console)
     (cell,) = json.loads(printed(console))["cells"]
-    assert cell["verdict"] == "holds" and cell["fairness"] == "weak" and cell["token"] is None
+    assert cell["verdict"] == "holds"
+    assert cell["fairness"] == "weak"
+    assert cell["token"] is None
 
 
 def test_matrix_has_one_and_two_vcpus(console):
@@ -94,6 +97,7 @@ def test_an_executor_gives_the_same_answers(pool):
 def test_random_schedules_find_and_never_prove(strategy):
     found = {verdict.property: verdict for verdict in explore("merge", "none", "well", strategy=strategy, seed=7)}
     assert found["closed_window"].verdict == "violated"
-    assert found["deadlock"].verdict == "undecided" and "prove nothing" in found["deadlock"].bound
+    assert found["deadlock"].verdict == "undecided"
+    assert "prove nothing" in found["deadlock"].bound
     again = {verdict.property: verdict for verdict in explore("merge", "none", "well", strategy=strategy, seed=7)}
     assert again["closed_window"].counterexample.token == found["closed_window"].counterexample.token

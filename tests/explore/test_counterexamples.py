@@ -28,16 +28,19 @@ def livelock():
 def test_columns_have_one_row_a_step_and_say_at_the_end_which_property_fell(lost_exit):
     text = lost_exit.counterexample.text()
     head, _, *rows, last = text.splitlines()
-    assert head.split("|")[0].strip() == "VMM" and head.split("|")[1].strip() == "CPU0"
+    assert head.split("|")[0].strip() == "VMM"
+    assert head.split("|")[1].strip() == "CPU0"
     assert len(rows) == lost_exit.counterexample.trail.steps == lost_exit.json()["steps"]
     assert "KVM_RUN = -1 EINTR" in rows[-1]
-    assert "run_page.fill" in text and "cpu0.requests: 0 -> USERSPACE_KICK" in text
+    assert "run_page.fill" in text
+    assert "cpu0.requests: 0 -> USERSPACE_KICK" in text
     assert last.strip().startswith("=> lost_exit is violated")
 
 
 def test_a_loop_is_marked(livelock):
     text = livelock.counterexample.text()
-    assert ">>" in text and "repeats for ever" in text
+    assert ">>" in text
+    assert "repeats for ever" in text
     assert livelock.fairness == "none"
 
 

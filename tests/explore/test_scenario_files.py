@@ -72,7 +72,7 @@ def test_a_missing_file_and_broken_text_are_refused(tmp_path):
     with pytest.raises(ScenarioError, match="No such file"):
         load(str(tmp_path / "none.yaml"))
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ScenarioError, match="bad.json"):
+    with pytest.raises(ScenarioError, match=r"bad\.json"):
         load(str(tmp_path / "bad.json"))
 
 
