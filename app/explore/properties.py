@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from app.explore.observe import Flag
 
-
 NO_FLAG = Flag(0)
 
 
