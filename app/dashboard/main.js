@@ -1,0 +1,141 @@
+/** Puts the page together: state, stream, controls, and the view that the URL names. */
+
+import { STORY } from "./actions.js";
+import { get } from "./api.js";
+import { connection } from "./connection.js";
+import { controls } from "./controls.js";
+import { el, put, say, sync } from "./dom.js";
+import { Frame } from "./frame.js";
+import { install as installKeys } from "./keys.js";
+import { Live } from "./live.js";
+import { hero, login } from "./notices.js";
+import { Runner } from "./runner.js";
+import { exchangeCode } from "./session.js";
+import { STATES } from "./states.js";
+import { Store } from "./store.js";
+import * as url from "./url.js";
+import { VIEWS } from "./views/index.js";
+import { tour } from "./views/tour.js";
+
+const ANNOUNCE_MS = 1000;
+
+const store = new Store();
+const frame = new Frame();
+const live = new Live(store, frame);
+const form = { ...STORY };
+const runner = new Runner(store, live, form, { select, said });
+const app = {
+  store, frame, live, runner, form,
+  /** The episode and step that timeline, semaphore and memory show together; null: now. */
+  cursor: null,
+  info: Promise.resolve(null),
+  vm: () => store.vms.get(runner.current),
+  select,
+  announce: (text) => (announcement = text),
+  open: (view, more = {}) => url.write({ view, ...more }, { step: true }),
+};
+let announcement = "";
+let shown = { name: "", stop: () => {} };
+
+function select(id) {
+  url.write({ vm: id });
+}
+
+function said(text) {
+  announcement = text;
+}
+
+/** Show the view that the URL names. */
+function route() {
+  const wanted = url.read();
+  const view = VIEWS.find((known) => known.name === wanted.view) ?? VIEWS[0];
+  if (wanted.vm !== runner.selected) {
+    app.cursor = null;
+    runner.selected = wanted.vm;
+  }
+  if (shown.name === view.name) return;
+  shown.stop();
+  scrollTo(0, 0);
+  const main = document.querySelector("#main");
+  put(main, el("h2", { class: view.name === "overview" ? "unseen" : false }, view.label), el("p", { class: "lead" }, view.lead));
+  const body = el("div", { class: `view ${view.name}` });
+  main.append(body);
+  document.title = `${view.label} – Kickstand`;
+  shown = { name: view.name, stop: view.show(body, app) ?? (() => {}) };
+  for (const link of document.querySelectorAll("#views a")) {
+    const current = link.getAttribute("data-view") === view.name;
+    if (current) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+function header() {
+  const links = VIEWS.map((view, n) => el("a", { href: `#view=${view.name}`, "data-view": view.name, title: `key ${n + 1}`, onclick: (event) => {
+    event.preventDefault();
+    app.open(view.name);
+  } }, view.label));
+  put(document.querySelector("#views"), links);
+  const chosen = el("select", { id: "vm", onchange: () => select(chosen.value) });
+  const facts = el("span", { class: "facts" });
+  put(document.querySelector("#machine"), el("label", {}, el("span", { class: "unseen" }, "Virtual machine"), chosen), facts);
+  frame.slow.add(() => {
+    const ids = [...store.vms.keys()];
+    if (!ids.includes(runner.current)) ids.push(runner.current);
+    sync(chosen, ids, (id) => id, (id) => el("option", { value: id }, id));
+    if (chosen.value !== runner.current && document.activeElement !== chosen) chosen.value = runner.current;
+    const vm = app.vm();
+    say(facts, vm ? `${vm.variant} · ${vm.engine} · ${vm.kicked ? "kicked" : "open"}` : "there is no such VM");
+    facts.classList.toggle("kicked", Boolean(vm?.kicked));
+    for (const link of links) link.href = url.link({ view: link.dataset.view });
+  });
+}
+
+/** Tell readers of the page what happens, once a second at most, and only if it is worth a sentence. */
+function speak() {
+  const node = document.querySelector("#live");
+  let before = "";
+  setInterval(() => {
+    const vm = app.vm();
+    const torn = vm?.torn ? `, ${vm.torn} torn accesses` : "";
+    const state = vm ? `${vm.id} ${vm.kicked ? "kicked" : "open"}${torn}` : "";
+    if (announcement || state !== before) {
+      const tally = vm ? vm.tally().map((number, code) => (number ? `${number} ${STATES[code].label}` : "")).filter(Boolean).join(", ") : "";
+      say(node, [announcement, state !== before ? `${state}: ${tally}` : ""].filter(Boolean).join(". "));
+    }
+    announcement = "";
+    before = state;
+  }, ANNOUNCE_MS);
+}
+
+async function start() {
+  const admitted = await exchangeCode();
+  header();
+  connection(document.querySelector("#connection"), app);
+  await live.start();
+  if (live.status === "refused") {
+    login(document.querySelector("#banner"), admitted);
+    return;
+  }
+  app.info = get("/kvm");
+  controls(document.querySelector("#controls"), app);
+  hero(document.querySelector("#banner"), app);
+  tour(document.querySelector("#tour"), app);
+  installKeys(app);
+  url.watch(route);
+  choose();
+  route();
+  live.keepFresh(() => runner.current);
+  speak();
+}
+
+/** Without a VM in the URL: the one whose threads run, else the first. */
+function choose() {
+  if (url.get("vm")) return;
+  const vms = [...store.vms.values()];
+  const chosen = vms.find((vm) => vm.running) ?? vms.find((vm) => vm.slots.length) ?? vms[0];
+  if (chosen && chosen.id !== "default") url.write({ vm: chosen.id });
+}
+
+/** For the console and for measurements. */
+Object.assign(window, { kickstand: app });
+void start();

@@ -1,0 +1,99 @@
+"""A server of our own, and the distribution's Chromium to look at it with."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+START_S = 30
+# The first is needed where tests run as root, the second where /dev/shm is small, as in a container.
+ARGUMENTS = ("--no-sandbox", "--disable-dev-shm-usage")
+
+
+def missing():
+    """Why there can be no browser test here; None if there can."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "the Python package playwright is not installed"
+    if chromium() is None:
+        return "no Chromium found: install the package chromium, or set KICKSTAND_CHROMIUM to the path of one"
+    return None
+
+
+def chromium():
+    """The path of a Chromium; playwright's own download is never used."""
+    given = os.environ.get("KICKSTAND_CHROMIUM")
+    if given:
+        return given if os.access(given, os.X_OK) else None
+    return next((path for path in map(shutil.which, CANDIDATES) if path), None)
+
+
+class Server:
+    """`kickstand serve` as a process; its port stays the same over a restart."""
+
+    def __init__(self, *options):
+        self.options = options
+        self.port = 0
+        self.process = None
+        self.url = ""
+
+    def start(self):
+        command = [sys.executable, "-m", "app", "serve", "--port", str(self.port), "--ephemeral", *self.options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        end = time.monotonic() + START_S
+        for line in self.process.stdout:
+            if found := re.search(r"http://[\w.\[\]:-]+:(\d+)/\S*", line):
+                self.url, self.port = found[0], int(found[1])
+                return self
+            if time.monotonic() > end:
+                break
+        raise RuntimeError("the server did not say where it serves")
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(10)
+        self.process.stdout.close()
+
+    def pause(self):
+        """Silence without closing anything, as a hung machine."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self):
+        self.process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def serving(*options):
+    server = Server(*options).start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def browsing():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def until(page, expression, seconds=8):
+    """Ask the page until an expression is true; the page's own policy forbids playwright's way, which is eval."""
+    end = time.monotonic() + seconds
+    while not (found := page.evaluate(expression)):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s: {expression}")
+        page.wait_for_timeout(40)
+    return found

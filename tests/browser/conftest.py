@@ -1,0 +1,81 @@
+"""Browser tests: skipped as a whole, with the reason, where no browser can be had."""
+
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.browser.browser import browsing, missing, serving, until
+
+REASON = missing()
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "/tests/browser/" in str(item.path):
+            item.add_marker(pytest.mark.slow)
+            if REASON:
+                item.add_marker(pytest.mark.skip(reason=REASON))
+
+
+@pytest.fixture(scope="session")
+def server():
+    with serving("--allow-reset") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    with browsing() as browser:
+        yield browser
+
+
+class Watch:
+    """What a page must not do: complain, or talk to another host."""
+
+    def __init__(self, context):
+        self.complaints = []
+        self.requests = []
+        self.expected = ()
+        context.on("console", self._console)
+        context.on("weberror", lambda error: self.complaints.append(str(error.error)))
+        context.on("request", lambda request: self.requests.append(request.url))
+
+    def _console(self, message):
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def check(self, url):
+        strangers = [asked for asked in self.requests if not asked.startswith((url, "blob:", "data:"))]
+        assert not strangers
+        assert [text for text in self.complaints if not any(known in text for known in self.expected)] == []
+
+
+@pytest.fixture
+def context(chromium, server):
+    """A browser of one's own: cookies, tabs and locks of no other test."""
+    urlopen(Request(server.url + "reset", method="POST")).close()
+    # Canvases drawn five times a second rather than sixty leave the machine to the tests.
+    made = chromium.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    made.watch = Watch(made)
+    yield made
+    made.close()
+    made.watch.check(server.url.rstrip("/"))
+
+
+@pytest.fixture
+def page(context, server):
+    """The dashboard, with its stream open."""
+    made = context.new_page()
+    made.goto(server.url)
+    until(made, "window.kickstand?.live.status === 'live' && kickstand.info !== null")
+    until(made, "document.querySelector('#do-kick') !== null")
+    return made
+
+
+@pytest.fixture
+def story(page):
+    """The dashboard with the story's VM, four vCPUs running, and its end afterwards."""
+    page.evaluate("kickstand.runner.story()")
+    until(page, "kickstand.vm()?.id === 'demo' && kickstand.vm().running === 4")
+    until(page, "kickstand.vm().total('exits') > 0")
+    return page

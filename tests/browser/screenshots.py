@@ -1,0 +1,125 @@
+"""Writes a picture of every view, light and dark, to docs/img: `python -m tests.browser.screenshots [FOLDER]`.
+
+The pictures show a live server with a scene that is the same every time, as far as live guests allow.
+"""
+
+import sys
+from pathlib import Path
+
+from tests.browser.browser import browsing, missing, serving, until
+from tests.browser.explorations import Explorer
+from tests.browser.palette import pack
+
+SIZE = {"width": 1260, "height": 800}
+MOST = 80_000  # bytes of one picture
+COLOURS = (255, 128, 64, 32, 16)
+
+
+def scene(page, url):
+    """The story, a torn merge, and a merge inside a kick."""
+    page.goto(url)
+    page.click("#story")
+    until(page, "kickstand.vm()?.running === 4")
+    page.wait_for_timeout(2500)
+    page.evaluate("kickstand.runner.run('rounds-none', { form: { rounds: 2 } })")
+    until(page, "kickstand.vm().torn > 0 && !kickstand.runner.busy")
+    page.evaluate("kickstand.runner.run('merge-kick')")
+    until(page, "kickstand.runner.results.get('merge-kick') && !kickstand.runner.busy")
+    page.wait_for_timeout(600)
+
+
+def views(page):  # noqa: PLR0915  a walk through the page, in order
+    """Every view in a telling state; yields its name when it is there."""
+
+    def show(name):
+        page.click(f"nav a[data-view={name}]")
+        page.wait_for_timeout(500)
+
+    show("overview")
+    page.evaluate("scrollTo(0, 0)")
+    yield "overview"
+    show("fleet")
+    yield "fleet"
+    show("table")
+    yield "table"
+    show("memory")
+    torn = page.evaluate("kickstand.vm().episodes.findLast((episode) => episode.torn.length).number")
+    page.select_option("#main select", str(torn))
+    page.wait_for_timeout(400)
+    yield "memory"
+    show("timeline")
+    kick = page.evaluate("kickstand.vm().episodes.findLast((episode) => episode.requested !== null).number")
+    page.select_option("#episode", str(kick))
+    page.wait_for_timeout(300)
+    for _ in range(8):
+        page.locator("#main button", has_text="Step →").click()
+    page.wait_for_timeout(400)
+    yield "timeline"
+    show("lock")
+    page.select_option("#lock-episode", str(kick))
+    for _ in range(7):
+        page.locator("#main button", has_text="Step →").click()
+    page.wait_for_timeout(400)
+    yield "semaphore"
+    show("explorer")
+    page.wait_for_selector("#explore")
+    page.click("#explore")
+    page.wait_for_selector("td[data-verdict=holds]", timeout=5000)
+    page.wait_for_timeout(2600)
+    page.click("td[data-verdict=violated] button >> nth=0")
+    page.locator("#main .counterexample button", has_text="Step →").click(click_count=9)
+    page.evaluate("scrollTo(0, 330)")
+    page.wait_for_timeout(300)
+    yield "explorer"
+    show("journal")
+    yield "journal"
+    page.evaluate("kickstand.runner.run('kick')")
+    page.wait_for_timeout(300)
+    show("warnings")
+    page.wait_for_timeout(2200)
+    yield "warnings"
+    page.evaluate("kickstand.runner.run('resume')")
+    page.wait_for_timeout(200)
+    page.click("#open-tour")
+    for step in range(3):
+        page.click("#tour-do")
+        page.wait_for_selector("#tour .found:not(:empty)")
+        page.wait_for_timeout(500)
+        if step < 2:
+            page.click("#tour-next")
+    page.wait_for_timeout(500)
+    yield "tour"
+    page.click("#tour-end")
+
+
+def save(page, blank, path):
+    """Save the page in few bytes, with fewer colours where it has to be."""
+    png = page.screenshot()
+    packed = next((made for made in (pack(blank, png, colours) for colours in COLOURS) if len(made) <= MOST), None)
+    if packed is None:
+        sys.exit(f"{path} cannot be made small enough")
+    path.write_bytes(packed)
+    sys.stdout.write(f"{path} {len(packed) // 1000} kB\n")
+
+
+def shoot(folder):
+    with serving() as server, browsing() as browser:
+        for scheme in ("light", "dark"):
+            context = browser.new_context(viewport=SIZE, color_scheme=scheme, device_scale_factor=1)
+            blank, page = context.new_page(), context.new_page()
+            page.on("pageerror", lambda error: sys.exit(f"the page complains: {error}"))
+            Explorer().install(page)
+            scene(page, server.url)
+            for name in views(page):
+                path = folder / f"{name}-{scheme}.png"
+                save(page, blank, path)
+            page.evaluate("Promise.all(['demo', 'tour'].map((name) => kickstand.runner.discard(name)))")
+            context.close()
+
+
+if __name__ == "__main__":
+    if reason := missing():
+        sys.exit(reason)
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/img")
+    target.mkdir(parents=True, exist_ok=True)
+    shoot(target)

@@ -1,0 +1,119 @@
+"""The page for everybody: an audit, contrast, zoom, forced colours, reduced motion, and a thousand vCPUs."""
+
+import gzip
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.browser.browser import until
+from tests.browser.test_views import VIEWS, open_view
+
+# axe-core is used where it is (npm install --prefix DIR axe-core); the audit below is always made.
+AXE = os.environ.get("KICKSTAND_AXE", "")
+
+AUDIT = (Path(__file__).parent / "audit.js").read_text()
+
+
+def audit(page):
+    return page.evaluate(AUDIT)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_view_has_an_accessibility_fault(story, scheme):
+    story.emulate_media(color_scheme=scheme)
+    story.evaluate("kickstand.runner.run('merge-none')")
+    until(story, "kickstand.vm().torn > 0")
+    for view in VIEWS:
+        open_view(story, view)
+        story.wait_for_timeout(250)
+        assert audit(story) == [], view
+        if AXE:
+            assert axe(story) == [], view
+    story.keyboard.press("?")
+    assert audit(story) == [], "help"
+    story.keyboard.press("Escape")
+
+
+def axe(page):
+    page.evaluate(Path(AXE).read_text())
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    return [
+        (each["id"], each["nodes"][0]["html"][:120])
+        for each in found["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
+def test_at_200_percent_nothing_is_cut_off(context, server):
+    page = context.new_page()
+    page.set_viewport_size({"width": 640, "height": 450})  # what 1280 by 900 is at 200 %
+    page.goto(server.url)
+    until(page, "document.querySelector('#do-kick') !== null && kickstand.live.status === 'live'")
+    page.evaluate("kickstand.runner.story()")
+    until(page, "kickstand.vm()?.running === 4")
+    for view in VIEWS:
+        open_view(page, view)
+        page.wait_for_timeout(120)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1"), view
+    page.locator("#do-kick").scroll_into_view_if_needed()
+    page.click("#do-kick")
+    until(page, "kickstand.vm().kicked")
+
+
+def test_forced_colours_and_reduced_motion(story):
+    story.emulate_media(forced_colors="active", reduced_motion="reduce")
+    open_view(story, "fleet")
+    story.wait_for_timeout(500)
+    assert audit(story) == []
+    frames = story.evaluate("""() => new Promise((resolve) => {
+        let draws = 0;
+        const count = () => (draws += 1);
+        kickstand.frame.fast.add(count);
+        setTimeout(() => (kickstand.frame.fast.delete(count), resolve(draws)), 600);
+    })""")
+    assert frames <= 5  # drawn with the slow parts, not sixty times a second
+
+
+def test_the_live_region_speaks_at_most_once_a_second(story):
+    story.evaluate("""() => {
+        window.spoken = [];
+        const watch = new MutationObserver(() => spoken.push(performance.now()));
+        watch.observe(document.querySelector('#live'), { childList: true });
+    }""")
+    story.click("#do-rounds-none")
+    story.click("#do-rounds-kick")
+    story.wait_for_timeout(2600)
+    spoken = story.evaluate("spoken")
+    assert 1 <= len(spoken) <= 4
+    assert all(later - earlier > 800 for earlier, later in itertools.pairwise(spoken))
+
+
+def test_a_thousand_vcpus_fit_one_screen(page):
+    page.emulate_media(reduced_motion="no-preference")
+    page.evaluate("kickstand.runner.run('create', { form: { name: 'big', vcpus: 1000, irqchip: false } })")
+    until(page, "kickstand.store.vms.get('big')?.count === 1000")
+    page.evaluate("kickstand.select('big')")
+    open_view(page, "fleet")
+    until(page, "document.querySelector('#main canvas').getAttribute('aria-label').includes('1,000 vCPUs')")
+    box = page.locator("#main canvas").bounding_box()
+    assert box["y"] + box["height"] <= 900
+    open_view(page, "table")
+    until(page, "document.querySelectorAll('.vcpus tbody tr').length === 100")
+    page.fill("#filter", "777")
+    until(page, "document.querySelectorAll('.vcpus tbody tr').length === 1")
+    open_view(page, "timeline")
+    page.wait_for_selector("#main select[aria-label=Lanes]")
+    page.select_option("#main select[aria-label=Lanes]", "64")
+    page.wait_for_timeout(200)
+    page.evaluate("kickstand.frame.reset()")
+    page.wait_for_timeout(500)
+    assert page.evaluate("kickstand.frame.quantile(0.95)") < 30  # the benchmark has the real figure
+
+
+def test_the_scripts_are_small(server):
+    folder = Path(__file__).parents[2] / "app" / "dashboard"
+    scripts = sorted(folder.rglob("*.js"))
+    assert len(gzip.compress(b"".join(script.read_bytes() for script in scripts))) <= 60_000
+    assert all(len(script.read_text().splitlines()) <= 250 for script in scripts)

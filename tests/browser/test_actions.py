@@ -1,0 +1,177 @@
+"""Every button does what its curl says."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from tests.browser.browser import until
+from tests.browser.test_views import open_view, text
+
+STORY_BUTTONS = (
+    "kick",
+    "resume",
+    "merge-none",
+    "split-none",
+    "merge-kick",
+    "split-kick",
+    "rounds-none",
+    "rounds-kick",
+    "wake",
+    "stop",
+    "load",
+    "start",
+)
+
+
+def result(page, action):
+    until(page, f"kickstand.runner.results.get('{action}')?.busy === false")
+    return page.evaluate(f"kickstand.runner.results.get('{action}')")
+
+
+def test_every_button_works_on_the_story(story):
+    for action in STORY_BUTTONS:
+        story.click(f"#do-{action}")
+        answer = result(story, action)
+        assert answer["ok"], (action, answer["text"])
+    until(story, "kickstand.vm().running === 4")
+
+
+def test_every_action_has_a_button_and_a_curl(story):
+    ids = story.evaluate("import('/dashboard/actions.js').then(({ ACTIONS }) => ACTIONS.map(({ id }) => id))")
+    assert len(ids) == 14
+    for name in ids:
+        assert story.locator(f"#do-{name} ~ details.curl").count() == 1, name
+    story.click("#do-kick ~ details.curl summary")
+    until(story, "document.querySelector('#do-kick ~ details.curl pre').textContent.startsWith('curl -sX POST http')")
+
+
+@pytest.mark.parametrize("action", ["kick", "load"])
+def test_the_curl_under_a_button_is_the_call(story, action):
+    """What the page shows is run by a shell, with the same effect."""
+    if action == "load":
+        story.click("#do-stop")
+        until(story, "kickstand.vm().running === 0")
+    story.click(f"#do-{action} ~ details.curl summary")
+    until(story, f"document.querySelector('#do-{action} ~ details.curl pre').textContent.startsWith('curl')")
+    for line in text(story, f"#do-{action} ~ details.curl pre").splitlines():
+        command = line.replace("curl -s", "curl -sf", 1)
+        assert shlex.split(command)
+        subprocess.run(["sh", "-c", command], check=True, capture_output=True, timeout=10)
+    if action == "kick":
+        until(story, "kickstand.vm().kicked")
+
+
+def test_a_vm_with_real_machine_code_is_made_and_torn(page):
+    page.click("#controls details.group > summary")
+    page.fill("#controls .fields input[maxlength]", "metal")
+    page.select_option("#controls .fields select >> nth=1", "x86") if page.locator(
+        "#controls details.group select"
+    ).count() < 2 else page.locator("#controls details.group select").nth(1).select_option("x86")
+    page.click("#do-create")
+    assert result(page, "create")["ok"]
+    until(page, "kickstand.vm()?.id === 'metal' && kickstand.vm().engine === 'x86'")
+    assert "vm=metal" in page.url
+    page.click("#do-load")
+    assert result(page, "load")["ok"]
+    assert "mov  eax, [0x201000]" in page.evaluate("document.querySelector('#controls .fields pre').textContent")
+    page.click("#do-start")
+    until(page, "kickstand.vm().total('pio') > 2")
+    page.click("#do-rounds-none")
+    until(page, "kickstand.vm().torn > 0")
+    result(page, "rounds-none")
+    torn = page.evaluate("kickstand.vm().torn")
+    page.click("#do-rounds-kick")
+    assert re.search("no access was torn", result(page, "rounds-kick")["text"])
+    assert page.evaluate("kickstand.vm().torn") == torn
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#do-delete")
+    assert result(page, "delete")["ok"]
+    until(page, "!kickstand.store.vms.has('metal')")
+
+
+def test_a_refusal_is_told_in_words(page, context):
+    context.watch.expected = ("409",)
+    page.evaluate("kickstand.runner.run('create', { form: { name: 'default' } })")
+    assert "EEXIST" in result(page, "create")["text"]
+    page.focus("#do-merge-none")  # it can be reached, and says why not
+    page.keyboard.press("Enter")
+    assert result(page, "merge-none") == {
+        "text": "Merge, unprotected: no two neighbouring slots",
+        "ok": False,
+        "busy": False,
+    }
+
+
+def test_the_tour_shows_problem_and_cure(page):
+    page.click("#open-tour")
+    seen = []
+    for step in range(6):
+        page.click("#tour-do")
+        page.wait_for_selector("#tour .found:not(:empty)", timeout=8000)
+        until(page, "document.querySelector('#tour-do').getAttribute('aria-disabled') === 'false'")
+        seen.append(text(page, "#tour .found"))
+        assert f"tour={step + 1}" in page.url
+        if step < 5:
+            page.click("#tour-next")
+    assert "3 slots" in seen[0]
+    assert "fell into a hole" in seen[2]
+    assert "drained every vCPU" in seen[3]
+    assert "No access was torn" in seen[4]
+    assert "useless calls" in seen[5]
+    page.click("#tour-next")
+    assert not page.is_visible("#tour")
+
+
+def test_everything_can_be_done_by_keyboard(page):
+    """From the invitation to a kick, without a pointer."""
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "story":
+            break
+    assert page.evaluate("document.activeElement.id") == "story"
+    page.keyboard.press("Enter")
+    until(page, "kickstand.vm()?.running === 4")
+    page.keyboard.press("k")
+    until(page, "kickstand.vm().kicked")
+    page.keyboard.press("r")
+    until(page, "!kickstand.vm().kicked")
+    page.keyboard.press("?")
+    until(page, "document.querySelector('dialog').open")
+    assert "What a kick does" in text(page, "dialog")
+    page.keyboard.press("Escape")
+    until(page, "!document.querySelector('dialog').open")
+    for number, view in ((3, "table"), (5, "timeline"), (8, "journal")):
+        page.keyboard.press(str(number))
+        until(page, f"document.querySelector('#main > .view.{view}') !== null")
+    page.keyboard.press("/")
+    until(page, "document.activeElement.id === 'journal-filter'")
+    page.keyboard.type("k")  # typing is not kicking
+    page.wait_for_timeout(100)
+    assert page.evaluate("kickstand.vm().kicked") is False
+    reached = set()
+    page.keyboard.press("Escape")
+    page.evaluate("document.activeElement.blur()")
+    for _ in range(90):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id"))
+    assert {
+        "do-kick",
+        "do-resume",
+        "do-merge-none",
+        "do-merge-kick",
+        "do-load",
+        "do-start",
+        "do-stop",
+        "do-delete",
+        "vm",
+        "help",
+    } <= reached
+
+
+def test_an_open_view_follows_the_back_button(page):
+    open_view(page, "table")
+    open_view(page, "memory")
+    page.go_back()
+    until(page, "document.querySelector('#main > .view.table') !== null")

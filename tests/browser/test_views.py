@@ -1,0 +1,223 @@
+"""Every view, with live guests behind it."""
+
+from tests.browser.browser import until
+from tests.browser.explorations import Explorer
+
+# Guest and halted, as painted.
+BOTH_COLOURS = """(() => {
+    const canvas = document.querySelector('#main canvas');
+    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    const seen = new Set();
+    for (let n = 0; n < data.length; n += 4) seen.add((data[n] << 16) | (data[n + 1] << 8) | data[n + 2]);
+    return seen.has(0x2bb58a) && seen.has(0xcc79a7);
+})()"""
+VIEWS = ("overview", "fleet", "table", "lock", "timeline", "memory", "explorer", "journal", "warnings")
+
+
+def open_view(page, name):
+    page.click(f"#views a[data-view={name}]")
+    until(page, f"document.querySelector('#main > .view.{name}') !== null")
+
+
+def text(page, selector="#main"):
+    return page.inner_text(selector)
+
+
+def test_a_newcomer_is_invited_and_sees_vcpus_move_within_a_second(page):
+    page.emulate_media(reduced_motion="no-preference")
+    page.wait_for_selector("#story")
+    assert page.evaluate("[...kickstand.store.vms.keys()].includes('demo')") is False  # nothing happens uninvited
+    page.click("#story")
+    until(page, "kickstand.vm().id === 'demo' && kickstand.vm().total('exits') > 1", 1)
+    assert not page.is_visible("#story")
+
+
+def test_the_fleet_shows_each_state_by_colour_glyph_and_word(story, context):
+    context.watch.expected = ("getImageData",)  # the test's own reading
+    open_view(story, "fleet")
+    until(story, "document.querySelector('#main canvas').getAttribute('aria-label').includes('1 halted')")
+    assert "guest 3" in " ".join(text(story, ".legend").split())
+    assert story.locator(".legend svg.glyph").count() == 7
+    until(story, BOTH_COLOURS)
+
+
+def test_a_vcpu_can_be_chosen_and_run(story):
+    open_view(story, "fleet")
+    story.focus("#main canvas")
+    for _ in range(2):
+        story.keyboard.press("ArrowRight")
+    until(story, "document.querySelector('.vcpu b').textContent === 'vCPU 2'")
+    story.click("#vcpu-stop")
+    until(story, "kickstand.vm().threads[2] === null || !kickstand.vm().threads[2].running")
+    story.click("#vcpu-run")
+    until(
+        story, "document.querySelector('.vcpu .result').textContent.includes('EINTR')"
+    )  # after a second, by the timeout
+    story.click("#vcpu-start")
+    until(story, "kickstand.vm().threads[2]?.running === true")
+    story.click("#vcpu-signal")
+    until(story, "document.querySelector('.vcpu .result').textContent === 'done'")
+
+
+def test_the_table_is_sorted_filtered_and_linked(story):
+    open_view(story, "table")
+    until(story, "document.querySelectorAll('.vcpus tbody tr').length === 4")
+    story.keyboard.press("/")
+    story.keyboard.type("state:halted")
+    until(story, "document.querySelectorAll('.vcpus tbody tr').length === 1")
+    assert "filter=state" in story.url
+    story.fill("#filter", "")
+    story.click(".vcpus thead button >> text=Exits")
+    story.click(".vcpus thead button >> text=Exits")
+    until(story, "document.querySelector('th[aria-sort=descending]')?.textContent === 'Exits'")
+    assert "sort=exits-down" in story.url
+    numbers = story.evaluate(
+        "[...document.querySelectorAll('td.exits')].map((cell) => Number(cell.textContent.replaceAll(',', '')))"
+    )
+    assert numbers == sorted(numbers, reverse=True)
+
+
+def test_a_torn_read_is_red_on_the_map_and_a_kick_prevents_it(story):
+    open_view(story, "memory")
+    story.click("#do-merge-none")
+    until(story, "kickstand.vm().torn > 0")
+    until(story, "document.querySelector('.story.torn') !== null && document.querySelector('.strip .mark') !== null")
+    until(story, "document.querySelectorAll('.row .hole').length >= 3")
+    assert "RAM before and after" in text(story, ".rows")
+    torn = story.evaluate("kickstand.vm().torn")
+    story.click("#do-split-kick")
+    until(story, "document.querySelector('#main .story').textContent.includes('nobody saw a hole')")
+    assert story.evaluate("kickstand.vm().torn") == torn
+
+
+def test_going_through_a_kick_moves_lanes_and_semaphore(story):
+    open_view(story, "timeline")
+    story.click("#do-kick")
+    until(story, "kickstand.vm().kicked && kickstand.vm().episodes.length === 1")
+    story.click("#do-resume")
+    until(story, "kickstand.vm().episodes[0].resumed !== null")
+    story.select_option("#episode", "1")
+    until(story, "kickstand.cursor !== null")
+    assert "KICK begins" in text(story, "#main .step")
+    before = story.evaluate("kickstand.store.seq")
+    story.focus("#main canvas")
+    texts = []
+    for _ in range(8):
+        story.keyboard.press("ArrowRight")
+        story.wait_for_timeout(30)
+        texts.append(text(story, "#main .step"))
+    assert any("IPI" in line for line in texts)
+    assert len(set(texts)) == 8
+    assert "episode=1" in story.url
+    assert "step=8" in story.url
+    assert story.evaluate("kickstand.store.seq") > before  # the view is paused, the VM is not
+    open_view(story, "lock")
+    story.select_option("#lock-episode", "1")
+    until(story, "kickstand.cursor !== null")
+    for _ in range(4):
+        story.locator("#main button", has_text="Step").click()
+    until(story, "document.querySelector('#main .story').textContent.includes('waits for the write side')")
+    assert story.locator(".edges path").count() > 0
+
+
+def test_the_view_is_paused_and_comes_back(story):
+    open_view(story, "timeline")
+    story.click("#pause")
+    until(story, "document.querySelector('#pause').getAttribute('aria-pressed') === 'true'")
+    exits = story.evaluate("kickstand.vm().total('exits')")
+    until(story, f"kickstand.vm().total('exits') > {exits}")
+    story.keyboard.press("+")
+    story.click("#pause")
+    until(story, "document.querySelector('#pause').getAttribute('aria-pressed') === 'false'")
+    story.mouse.move(600, 300)
+    story.mouse.down()
+    story.mouse.move(800, 300)
+    story.mouse.up()
+    until(story, "document.querySelector('#pause').getAttribute('aria-pressed') === 'true'")
+
+
+def test_a_kick_that_hangs_shows_who_keeps_it_waiting(page, context):
+    """Two VMs on one semaphore, as in the patch as posted."""
+    context.watch.expected = ("504",)
+    shared = {"variant": "global_rwsem", "vcpus": 2, "guest": "tight", "irqchip": False}
+    for name in ("a", "b"):
+        made = f"kickstand.runner.run('create', {{ form: {{ ...{shared}, irqchip: false, name: '{name}' }} }})"
+        page.evaluate(made.replace("False", "false"))
+    for action in ("load", "start"):
+        page.evaluate(
+            f"kickstand.runner.run('{action}', {{ vm: 'b', form: {{ guest: 'tight', behaviour: 'careless' }} }})"
+        )
+    page.evaluate("kickstand.select('a')")
+    open_view(page, "lock")
+    page.click("#do-kick")
+    until(page, "document.querySelector('#main .story').textContent.includes('vCPUs of another VM')")
+    until(page, "document.querySelector('.queue').textContent.includes('the kick wants the write side, waits')")
+    until(page, "document.querySelector('#do-kick ~ .result.bad') !== null", 5)
+    assert "ETIMEDOUT" in text(page, "#controls")
+    open_view(page, "warnings")
+    until(page, "document.querySelector('.warninglist')?.textContent.includes('taken back')")
+
+
+def test_the_explorer_fills_its_matrix_and_steps_through_a_counterexample(page):
+    explorer = Explorer()
+    explorer.install(page)
+    open_view(page, "explorer")
+    page.wait_for_selector("#explore")
+    page.click("#explore")
+    until(page, "document.querySelectorAll('td[data-verdict=pending]').length > 0")
+    until(page, "document.querySelectorAll('td[data-verdict=holds]').length > 5")
+    assert explorer.asked["scenario"] == "merge"
+    assert "sticky" in explorer.asked["variants"]
+    assert {"vcpus", "vmms", "behaviours", "properties"} <= set(explorer.asked)
+    page.locator("td[data-verdict=violated] button").first.click()
+    page.wait_for_selector(".columns tr[aria-current]")
+    page.focus(".counterexample button")
+    for _ in range(8):
+        page.keyboard.press("ArrowRight")
+    assert "Step 9 of 10" in text(page, ".counterexample .step")
+    assert "hole" in text(page, ".shared")
+    assert page.locator(".columns tr.ahead").count() == 1
+    assert "kickstand explore --replay ks1" in text(page, ".counterexample")
+    with page.expect_download() as download:
+        page.click("text=Download JSON")
+    assert download.value.suggested_filename == "counterexample.json"
+    assert "cell=" in page.url
+
+
+def test_without_an_explorer_the_view_says_so(page):
+    page.route("**/openapi.json", lambda route: route.fulfill(json={"paths": {}}))
+    open_view(page, "explorer")
+    until(page, "document.querySelector('#main .story').textContent.includes('kickstand explore --matrix')")
+
+
+def test_the_journal_has_three_ways_and_copies_curl(story):
+    open_view(story, "journal")
+    story.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    story.click("#do-merge-kick")
+    until(story, "document.querySelector('.events')?.textContent.includes('KICK returns')")
+    assert "DELETE slot 1" in text(story, ".events")
+    story.click("button[data-way=timeline]")
+    until(story, "document.querySelector('.events.timeline .bar') !== null")
+    story.click("button[data-way=full]")
+    until(story, "document.querySelector('.events.full')?.textContent.includes('kvm_')")
+    story.fill("#journal-filter", "kvm_kick_all requested")
+    until(story, "document.querySelectorAll('.events li').length === 1")
+    story.click("#main button >> text=Hold")
+    story.click(".events li button")
+    until(story, "navigator.clipboard.readText().then((text) => text.startsWith('curl'))")
+
+
+def test_spinning_vcpus_are_a_warning(story):
+    open_view(story, "warnings")
+    story.keyboard.press("k")
+    until(story, "document.querySelector('.warninglist')?.textContent.includes('EINTR a second')")
+    story.keyboard.press("r")
+    until(story, "!kickstand.vm().kicked")
+
+
+def test_every_view_is_a_link(page, server):
+    for view in VIEWS:
+        page.goto("about:blank")
+        page.goto(f"{server.url}#view={view}")
+        until(page, f"document.querySelector('#main > .view.{view}') !== null")
+        assert page.locator("#views a[aria-current=page]").get_attribute("data-view") == view
