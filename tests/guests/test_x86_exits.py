@@ -199,6 +199,7 @@ def test_a_fetch_in_a_hole_cannot_be_emulated(mode, engine):
 @modes
 def test_an_instruction_that_runs_into_a_hole_cannot_be_emulated(mode, engine):
     machine = Machine(mode, "b8", engine=engine, entry=0xFFFF)
+    machine.cpu.set_special_registers({"cs": special_registers(mode)["cs"] | {"limit": 0xFFFFFFFF}})
     exit = machine.run()
     assert isinstance(exit, InternalErrorExit)
     assert exit.gpa == 0x10000

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.core.guest import HltExit, IoExit, MmioExit
+from app.core.guest import HltExit, IoExit, MmioExit, ShutdownExit
 from tests.guests.test_x86_exits import ENTRY, HOLE, Machine, Ram, modes
 
 PORT = 0x60
@@ -20,17 +20,48 @@ def test_rep_outs_exits_per_element_with_its_registers_written(mode, engine):
 
 
 @modes
-def test_rep_ins_asks_for_what_fits_in_the_page(mode, engine):
-    machine = Machine(mode, "f36df4", engine=engine, rdi=0x4FFC, rcx=4, rdx=PORT)
+def test_rep_ins_asks_for_one_element_per_byte_left_in_the_page(mode, engine):
+    machine = Machine(mode, "f36df4", engine=engine, rdi=0x4FFE, rcx=5, rdx=PORT)
     size = 2 if mode == "real" else 4
-    first = 4 // size
-    assert machine.run() == IoExit("in", size, PORT, first)
-    assert machine.cpu.complete(b"\x01\x02\x03\x04") is None
-    assert machine.reg("rcx") == 4 - first
+    data = bytes(range(1, 5 * size + 1))
+    assert machine.run() == IoExit("in", size, PORT, 2)
+    assert machine.cpu.complete(data[: 2 * size]) is None
+    assert machine.reg("rcx") == 3
     assert machine.reg("rip") == ENTRY
-    assert machine.run() == IoExit("in", size, PORT, 4 - first)
-    assert machine.run(bytes(range(16))) == HltExit()
-    assert machine.peek(0x4FFC, 6) == b"\x01\x02\x03\x04\x00\x01"
+    assert machine.run() == IoExit("in", size, PORT, 3)
+    assert machine.run(data[2 * size :]) == HltExit()
+    assert machine.peek(0x4FFE, len(data)) == data
+
+
+@pytest.mark.parametrize(
+    ("rdi", "count", "exits"),
+    [(0x2BF1, 5, [5]), (0x2FF1, 20, [15, 5]), (0x2FFE, 3, [2, 1]), (0x2FFC, 300, [4, 256, 40])],
+)
+def test_rep_insd_counts_as_kvm_does(rdi, count, exits):
+    machine = Machine("prot32", "f36df4", rdi=rdi, rcx=count, rdx=PORT)
+    for elements in exits:
+        assert machine.run() == IoExit("in", 4, PORT, elements)
+        machine.cpu.complete(bytes(4 * elements))
+    assert machine.run() == HltExit()
+
+
+@modes
+@pytest.mark.parametrize(
+    ("code", "exit"),
+    [
+        ("f36d", IoExit), ("f36e", IoExit), ("f3a5", MmioExit), ("f3ab", MmioExit), ("f3ad", MmioExit),
+    ],
+)  # fmt: skip
+def test_a_repeated_instruction_is_left_by_the_guest_when_its_count_is_zero(mode, engine, code, exit):
+    prefix = "67" if mode == "real" else ""
+    rdi = 0x4000 if exit is IoExit else HOLE
+    rsi = HOLE if code == "f3ad" else 0x4000
+    machine = Machine(mode, prefix + code + "f4", engine=engine, rdi=rdi, rsi=rsi, rcx=1, rdx=PORT)
+    assert isinstance(machine.run(), exit)
+    assert machine.cpu.complete(bytes(4)) is None
+    assert (machine.reg("rcx"), machine.reg("rip"), machine.reg("rflags")) == (0, ENTRY, 0x10002)
+    assert machine.run() == HltExit()
+    assert (machine.reg("rip"), machine.reg("rflags")) == (ENTRY + len(prefix + code) // 2 + 1, 2)
 
 
 @modes
@@ -200,3 +231,20 @@ def test_the_part_in_memory_is_read_before_the_exit_and_not_again():
     machine.poke(0xFFFE, b"\x99\x99")
     assert machine.run(b"\x33\x44") == HltExit()
     assert machine.reg("rax") == 0x44332211
+
+
+@pytest.mark.parametrize("engine", ["precise", "fast"])
+def test_ins_reads_its_port_before_it_looks_at_its_target(engine):
+    machine = Machine("long64", "6cf4", engine=engine, rdi=0x4800_0000_0000, rdx=PORT)
+    assert machine.run() == IoExit("in", 1, PORT, 1)
+    assert machine.run(b"x") == ShutdownExit()  # a page fault that cannot be delivered
+    assert machine.cpu.special_registers()["cr2"] == 0x4800_0000_0000
+
+
+@modes
+def test_ins_downwards_into_a_hole_forgets_what_it_read_ahead(mode, engine):
+    prefix = "67" if mode == "real" else ""
+    machine = Machine(mode, "fd" + prefix + "f36cf4", engine=engine, rdi=HOLE + 5, rcx=3, rdx=PORT)
+    assert machine.run() == IoExit("in", 1, PORT, 3)
+    assert machine.run(b"abc") == MmioExit(HOLE + 5, 1, is_write=True, data=b"a")
+    assert machine.run() == IoExit("in", 1, PORT, 2)

@@ -1,9 +1,9 @@
 """Which instructions the translator must not execute itself, page by page.
 
-Before code of a page is first translated, the page is searched for every address at which an instruction that
-belongs to KVM (port I/O, HLT, SYSCALL) could begin, prefixes included. An address in the middle of another
-instruction is harmless: the translator looks only where instructions start. A guest write to such a page, or a
-changed byte found when the host comes back, makes it stale, and it is searched again before it runs again.
+Before code of a page is first translated, the page is searched for every address at which an instruction could begin
+that belongs to KVM (port I/O, HLT, SYSCALL) or that Unicorn does not do exactly, prefixes included. An address in the
+middle of another instruction is harmless: the translator looks only where instructions start. A guest write to such a
+page, or a changed byte found when the host comes back, makes it stale, and it is searched again before it runs again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ctypes
 import re
 from array import array
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _STOPS = rb"[\x6c-\x6f\xe4-\xe7\xec-\xef\xf4]|\x0f[\x05\x34]"
+# Unicorn rewrites the flags before these have stored, and they are lost if the store is refused: RCL and RCR always,
+_STOPS += rb"|[\xc0\xc1\xd0-\xd3](?=[\x10-\x1f\x50-\x5f\x90-\x9f]|\Z)"
+_NOT_COUNTED = rb"|\x0f(?=[\x90-\x9f](?:[\x00-\xbf]|\Z))"  # and SETcc in code that does not count
 _WINDOW = rb"|[\xfb\x9d\xcf]|\x0f\x07"  # STI, POPF, IRET, SYSRET: interrupts may become allowed
-_EXACT = re.compile(_STOPS, re.DOTALL)
-_WITH_WINDOW = re.compile(_STOPS + _WINDOW, re.DOTALL)
 _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
 _LONG_PREFIXES = _PREFIXES | frozenset(range(0x40, 0x50))
 _TWO_BYTE = 0x0F
@@ -40,10 +42,15 @@ class CodePage:
     stops: tuple[int, ...]
 
 
-def find_stops(content: bytes, *, long_mode: bool, window: bool) -> list[int]:
+@cache
+def _pattern(*, window: bool, counted: bool) -> re.Pattern[bytes]:
+    return re.compile(_STOPS + _WINDOW * window + _NOT_COUNTED * (not counted), re.DOTALL)
+
+
+def find_stops(content: bytes, *, long_mode: bool, window: bool, counted: bool) -> list[int]:
     """Return the offsets in the page at which one of the wanted instructions may begin."""
     prefixes = _LONG_PREFIXES if long_mode else _PREFIXES
-    found = [match.start() for match in (_WITH_WINDOW if window else _EXACT).finditer(content)]
+    found = [match.start() for match in _pattern(window=window, counted=counted).finditer(content)]
     if content[-1] == _TWO_BYTE:
         found.append(len(content) - 1)
     found.append(len(content))  # the opcode may be on the next page
@@ -61,7 +68,8 @@ def find_stops(content: bytes, *, long_mode: bool, window: bool) -> list[int]:
 class CodePages:
     """The pages with translated code of one CPU: every pair of virtual and host page that was ever executed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, counted: bool) -> None:
+        self._counted = counted
         self._pages: dict[int, dict[int, CodePage]] = {}  # by host page, then by virtual page
         self._writable: dict[int, int | None] = {}
         self._stops: frozenset[int] = frozenset()
@@ -91,7 +99,7 @@ class CodePages:
         page = pages.get(virtual)
         if page is not None and page.content == content and page.long_mode == long_mode:
             return False, alias
-        offsets = find_stops(content, long_mode=long_mode, window=self.window)
+        offsets = find_stops(content, long_mode=long_mode, window=self.window, counted=self._counted)
         stops = tuple(virtual + offset for offset in offsets)
         pages[virtual] = CodePage(virtual, host, content, long_mode, stops)
         return page is None or stops != page.stops, alias

@@ -50,7 +50,7 @@ class X86Cpu:
         self.window_requested = False
         """Set to get ``WindowExit`` as soon as interrupts are allowed (KVM_RUN with request_interrupt_window)."""
         self._memory = PhysicalMemory(memory)
-        self._translator = Translator(self._memory)
+        self._translator = Translator(self._memory, counted=mode == "precise")
         self._state = CpuState()
         self._state.reset()
         self._has_all_registers = False  # the FPU's reset values are in the engine

@@ -15,6 +15,8 @@ _REPEATS = (0xF2, 0xF3)
 _PORT_IMMEDIATE = range(0xE4, 0xE8)
 _PORT_DX = range(0xEC, 0xF0)
 _STRING = range(0x6C, 0x70)
+_MEMORY_STRING = frozenset((*range(0xA4, 0xA8), *range(0xAA, 0xB0)))
+_PREFIXES = frozenset((*_SEGMENTS, *_REPEATS, _OPERAND_SIZE, _ADDRESS_SIZE))
 _OUT = 2
 _TWO_BYTE = 0x0F
 _REX = range(0x40, 0x50)
@@ -68,6 +70,17 @@ def decode(code: bytes, bits: int) -> Instruction | None:
         at += 1
     operand_bits = 16 if (bits == 16) != operand else 32  # noqa: PLR2004
     return _finish(code, at, operand_bits, _address_bits(bits, address), segment, repeat)
+
+
+def is_repeated_string(code: bytes, bits: int) -> bool:
+    """True for REP and a string instruction without ports."""
+    repeat = False
+    for byte in code:
+        if byte in _REPEATS:
+            repeat = True
+        elif byte not in _PREFIXES and not (bits == 64 and byte in _REX):  # noqa: PLR2004 - 64-bit code
+            return repeat and byte in _MEMORY_STRING
+    return False
 
 
 def _address_bits(bits: int, override: bool) -> int:

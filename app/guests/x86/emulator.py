@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from app.core.guest import Exit, FaultExit, HltExit, InternalErrorExit, IoExit, MmioExit, RetryExit
 from app.guests.x86 import mmio
-from app.guests.x86.decode import HLT, IRET, SYSCALL, Instruction, decode
+from app.guests.x86.decode import HLT, IRET, SYSCALL, Instruction, decode, is_repeated_string
 from app.guests.x86.delivery import Delivery, Event
 from app.guests.x86.faults import GP, UD, WITH_ERROR_CODE, DeviceAccessError, GuestFaultError
 from app.guests.x86.memory import AccessStoppedError
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 _RING3 = 3
 _RESTART_MASK = 0x3FF  # a repeated instruction goes back to the guest after 1024 elements
-_STRING_OPCODES = frozenset((*range(0xA4, 0xA8), *range(0xAA, 0xB0)))
-_REPEATS = frozenset((0xF2, 0xF3))
-_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3))
 
 
 @dataclass(slots=True)
@@ -99,17 +96,14 @@ class Emulator:
 
     def step(self) -> Exit | None:
         """Execute the instruction at RIP with every access checked."""
-        return self._guard(lambda: self._execute(self._fetch(), []))
+        return self._guard(lambda: self._execute(self._virtual.fetch(), []))
 
     def special(self) -> Exit | None:
         """Execute the instruction at RIP, before which the translator stopped."""
         return self._guard(self._dispatch)
 
-    def _fetch(self) -> bytes:
-        return self._virtual.fetch(self._state.linear_rip)
-
     def _dispatch(self) -> Exit | None:
-        code = self._fetch()
+        code = self._virtual.fetch()
         instruction = decode(code, self._state.bits)
         if instruction is None:
             return self._execute(code, [])
@@ -152,10 +146,11 @@ class Emulator:
 
     def _execute(self, code: bytes, reads: list[bytes]) -> Exit | None:
         rip = self._state.rip
+        self._state.set_resume(repeating=False)
         step = shared_stepper().step(self._state, self._virtual, code, reads)
         reason = step.interruption
         if reason is None:
-            return self._finish(step)
+            return self._finish(step, code, rip)
         if isinstance(reason, NeedRead):
             self.pending = pending = PendingRead(rip, code, step.reads, reason.data, reason.missing)
             return mmio.read_exit(pending)
@@ -165,7 +160,9 @@ class Emulator:
             return self._cannot_emulate(reason.gpa)
         return reason.exit
 
-    def _finish(self, step: Step) -> Exit | None:
+    def _finish(self, step: Step, code: bytes, rip: int) -> Exit | None:
+        if self._state.rip == rip and is_repeated_string(code, self._state.bits):
+            self._state.set_resume(repeating=True)
         exit = self._write_exit(self._virtual.write_physical(step.writes))
         if exit is not None:
             return exit
@@ -253,13 +250,5 @@ class Emulator:
         """EMULATION_RESTART: the emulator does the next element of a repeated instruction itself."""
         if self._state.rip != pending.rip or self.events.queued is not None:
             return False
-        prefixes = set()
-        for byte in pending.code:
-            if byte not in _PREFIXES and not (self._state.bits == 64 and 0x40 <= byte < 0x50):  # noqa: PLR2004 - REX
-                break
-            prefixes.add(byte)
-        else:
-            return False
-        if byte not in _STRING_OPCODES or not prefixes & _REPEATS:
-            return False
-        return bool(self._state.gpr[RCX] & _RESTART_MASK)
+        repeated = is_repeated_string(pending.code, self._state.bits)
+        return repeated and bool(self._state.gpr[RCX] & _RESTART_MASK)

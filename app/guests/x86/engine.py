@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 
+from app.guests.x86.faults import DB
 from app.guests.x86.registers import GPR_NAMES, STATE_SIZE, CpuState
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Engine:
         self.reset_bytes = bytes(self.state)
         self.vector: int | None = None
         self.on_fill: Fill = _no_fill
+        self._counting = False
+        self._data_refused = False
         self._mapped: set[tuple[int, int]] = set()
         self._uc.ctl_set_tlb_mode(uc_const.UC_TLB_VIRTUAL)
         self._uc.ctl_exits_enabled(True)
@@ -91,16 +94,24 @@ class Engine:
 
     def run(self, count: int) -> Stop:
         """Run from ``state`` for at most ``count`` instructions (0: no limit) and take the state back."""
-        self._prepare()
+        self._prepare(counting=count > 0)
         stop = Stop.RETURNED
         try:
             self._uc.emu_start(self.state.rip, 0, 0, count)
         except _unicorn.UcError as error:
             stop = Stop.INVALID if error.errno == uc_const.UC_ERR_INSN_INVALID else Stop.ACCESS
         self._uc.context_update(self._context)
+        if self._counting and (self._data_refused or self.vector not in (None, DB)):
+            # Code that counts has collected the flags in ``cc_src`` before each instruction, but when one is left in
+            # its middle Unicorn takes that for an operand of the last computation. #DB comes after an instruction.
+            self.state.take_source_flags()
         return Stop.EXCEPTION if self.vector is not None else stop
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, counting: bool) -> None:
+        if self._counting != counting:
+            self.flush_code()  # code that was translated for the other kind of run does not count, or still does
+            self._counting = counting
+        self._data_refused = False
         self.vector = None
         self.state.old_exception = -1  # else a second exception would count as a double fault
         self._uc.context_restore(self._context)
@@ -122,6 +133,7 @@ class Engine:
     def _fill(self, _uc: object, page: int, access: int, entry: _TlbEntry, _data: object) -> bool:
         answer = self.on_fill(page, access)
         if answer is None:
+            self._data_refused |= access != FILL_FETCH
             return False
         entry.paddr, entry.perms = answer
         return True
@@ -137,6 +149,14 @@ class Engine:
             callback(access, address, size, value)
 
         self._uc.hook_add(uc_const.UC_HOOK_MEM_READ | uc_const.UC_HOOK_MEM_WRITE, hook)
+
+    def watch_instructions(self, callback: Callable[[int], None]) -> None:
+        """Call ``callback(size)`` before each instruction."""
+
+        def hook(_uc: object, _address: int, size: int, _data: object) -> None:
+            callback(size)
+
+        self._uc.hook_add(uc_const.UC_HOOK_CODE, hook)
 
     # -- memory and translated code --------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Port I/O: IN, OUT, INS and OUTS with the exits of KVM.
 
 ``OUT`` and ``IN`` move RIP on completion (``complete_fast_pio_out``, ``complete_fast_pio_in``). ``OUTS`` exits per
-element with its registers already written; ``INS`` reads ahead as many elements as fit in the page of RDI and in
-1024 bytes (``pio_in_emulated``), and writes them to memory on completion.
+element with its registers already written; ``INS`` reads ahead (``pio_in_emulated``) as many elements as fit in 1024
+bytes, but no more than there are bytes left in the page of RDI, and writes them to memory on completion.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from app.core.guest import IoExit
 from app.guests.x86.faults import GP, GuestFaultError
 from app.guests.x86.memory import PAGE
-from app.guests.x86.paging import WRITE
 from app.guests.x86.pending import PendingPort
 from app.guests.x86.registers import FLAG_IOPL, FLAG_VM, RAX, RCX, RDI, RDX, RSI
 from app.guests.x86.segments import ES
@@ -87,6 +86,7 @@ class Ports:
         limit = (1 << 64) - 1 if state.bits == 64 else 0xFFFFFFFF  # noqa: PLR2004 - 64-bit code
         state.rip = state.rip + length & limit
         state.clear_shadow()
+        state.set_resume(repeating=False)
 
     # -- strings ---------------------------------------------------------------------------------------------
 
@@ -111,10 +111,9 @@ class Ports:
     def begin_ins(self, instruction: Instruction) -> tuple[IoExit, PendingPort]:
         """Ask for as many elements as KVM reads ahead."""
         port, size = self.port(instruction), instruction.size
-        self._memory.gpa(self._target(instruction.address_bits), WRITE, user=self._user)  # faults come first
         offset = self._state.gpr[RDI] % PAGE
-        in_page = offset if self._state.backwards else PAGE - offset
-        count = max(1, min(in_page, _READ_AHEAD, self.remaining(instruction) * size) // size)
+        in_page = offset if self._state.backwards else PAGE - offset  # bytes, and yet a limit of elements
+        count = max(1, min(in_page, _READ_AHEAD // size, self.remaining(instruction)))
         pending = PendingPort(
             self._state.rip,
             instruction.length,
@@ -131,14 +130,15 @@ class Ports:
         """Write the elements to memory; return what belongs to a device."""
         state, bits, size = self._state, pending.address_bits, pending.size
         state.rip = pending.rip
-        pieces: list[tuple[int, bytes]] = []
         step = len(data) if pending.repeat and not state.backwards else size
         for start in range(0, len(data), step):
             part = data[start : start + step]
-            pieces += self._memory.write_parts(self._target(bits), part, user=self._user)
+            pieces = self._memory.write_parts(self._target(bits), part, user=self._user)
             self._move(RDI, len(part), bits)
-        self._count_down(len(data) // size, bits, pending.repeat, pending.length)
-        return pieces
+            self._count_down(len(part) // size, bits, pending.repeat, pending.length)
+            if pieces:
+                return pieces  # what was read ahead beyond this is lost
+        return []
 
     def _target(self, bits: int) -> int:
         return self._state.linear(ES, self._masked(RDI, bits))
@@ -158,7 +158,10 @@ class Ports:
         self._store(register, self._masked(register, bits) + signed, bits)
 
     def _count_down(self, done: int, bits: int, repeat: bool, length: int) -> None:
-        if repeat:
-            self._store(RCX, self._masked(RCX, bits) - done, bits)
-        if not repeat or self._masked(RCX, bits) == 0:
+        """A repeated instruction stays where it is, also after its last element: the guest looks at RCX first."""
+        if not repeat:
             self.advance(length)
+            return
+        self._store(RCX, self._masked(RCX, bits) - done, bits)
+        self._state.set_resume(repeating=True)
+        self._state.clear_shadow()

@@ -23,6 +23,7 @@ FLAG_TF, FLAG_IF, FLAG_DF, FLAG_IOPL, FLAG_NT = 1 << 8, 1 << 9, 1 << 10, 3 << 12
 FLAG_RF, FLAG_VM, FLAG_AC = 1 << 16, 1 << 17, 1 << 18
 
 _ALWAYS_ONE = 2
+_ARITHMETIC = 0x8D5  # CF, PF, AF, ZF, SF, OF
 _SHADOW = 1 << 3
 _CPL = 3
 _CS32, _SS32, _ADDSEG, _PE, _LMA, _CS64 = 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 14, 1 << 15
@@ -79,6 +80,7 @@ class CpuLayout(ctypes.Structure):
     tr: SegmentCache
     gdt: SegmentCache
     idt: SegmentCache
+    cc_src: int
     cr: ctypes.Array[ctypes.c_uint64]
     cr8: int
     efer: int
@@ -104,6 +106,10 @@ class CpuState(CpuLayout):
     @flags.setter
     def flags(self, value: int) -> None:
         self.eflags = value | _ALWAYS_ONE
+
+    def take_source_flags(self) -> None:
+        """The arithmetic flags are in the translator's scratch register: ``Engine.run`` knows when."""
+        self.eflags = self.eflags & ~_ARITHMETIC | self.cc_src & _ARITHMETIC
 
     @property
     def backwards(self) -> bool:
@@ -148,6 +154,10 @@ class CpuState(CpuLayout):
         """An instruction was executed outside the translator."""
         self.hflags &= ~_SHADOW
 
+    def set_resume(self, *, repeating: bool) -> None:
+        """RFLAGS.RF after an emulated instruction: set while a repeated one is not left behind."""
+        self.eflags = self.eflags | FLAG_RF if repeating else self.eflags & ~FLAG_RF
+
     def linear(self, segment: int, offset: int) -> int:
         """``get_segment_base`` plus offset; in 64-bit code only FS and GS have a base."""
         if self.hflags & _CS64:
@@ -159,6 +169,10 @@ class CpuState(CpuLayout):
     def linear_rip(self) -> int:
         """``kvm_get_linear_rip``."""
         return self.linear(1, self.rip)
+
+    def beyond_code(self, offset: int) -> bool:
+        """True if an instruction pointer is beyond the limit of CS; 64-bit code has none."""
+        return not self.hflags & _CS64 and offset > self.segment[1].limit
 
     def update_hidden_flags(self) -> None:
         """Derive what the translator keeps of segments and control registers (``hflags``)."""

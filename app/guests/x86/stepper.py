@@ -79,6 +79,7 @@ class Stepper:
         self._engine.map([(self._data, self._blank + PAGE)])
         self._engine.on_fill = self._fill
         self._engine.watch_accesses(self._access)
+        self._engine.watch_instructions(self._begins)
 
     def step(self, state: CpuState, memory: VirtualMemory, code: bytes, reads: list[bytes]) -> Step:
         """Execute the instruction at RIP whose bytes are ``code``; ``reads`` answers its first reads."""
@@ -114,12 +115,12 @@ class Stepper:
         self._virtual: list[int] = []
         self._pages: dict[int, int] = {}
         self._writes: list[tuple[int, bytes]] = []
-        self._rip = state.rip
         self._linear = state.linear_rip
         self._user = state.cpl == 3  # noqa: PLR2004 - ring 3
         self._opcode = next((byte for byte in code if byte not in _PREFIXES), 0)
         self._code_page = self._place_code(code)
         self._fetched = len(code)
+        self._next_page = self._begun = False
         self._engine.flush_tlb()
 
     def _place_code(self, code: bytes) -> int:
@@ -145,16 +146,25 @@ class Stepper:
         first = self._linear & PAGE_MASK
         if page == first:
             return self._code_page, CAN_EXECUTE
-        self._engine.peek()
-        if self._engine.state.rip != self._rip or page != first + PAGE:
-            return self._blank, CAN_EXECUTE  # the next instruction is looked up already; it is not executed
-        if self._fetched == MAX_INSTRUCTION:
+        if page == first + PAGE:
+            self._next_page = True
             return self._code_page + PAGE, CAN_EXECUTE
-        try:
-            self._memory.fetch_page(page, 1, user=self._user)
-        except (GuestFaultError, AccessStoppedError, DeviceAccessError) as reason:
-            self._interrupt(reason)
-        return None
+        return self._blank, CAN_EXECUTE  # the next instruction is looked up already; it is not executed
+
+    def _begins(self, size: int) -> None:
+        """The instruction is about to be executed: end the step if it needs bytes that could not be fetched.
+
+        Blocks are translated to their end, so that the next page is also asked for when only others need it. The
+        size of an invalid instruction is not known (a huge number).
+        """
+        if self._begun:
+            return
+        self._begun = True
+        if self._fetched < min(size, MAX_INSTRUCTION) and (self._next_page or size <= MAX_INSTRUCTION):
+            try:
+                self._memory.fetch_part(self._fetched, 1)
+            except (GuestFaultError, AccessStoppedError, DeviceAccessError) as reason:
+                self._interrupt(reason)
 
     def _slot(self, page: int) -> int:
         if page not in self._slots:

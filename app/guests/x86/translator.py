@@ -22,9 +22,10 @@ from app.guests.x86.engine import (
     Stop,
 )
 from app.guests.x86.faults import GuestFaultError
-from app.guests.x86.memory import PAGE_MASK, AccessStoppedError, PhysicalMemory
+from app.guests.x86.memory import PAGE, PAGE_MASK, AccessStoppedError, PhysicalMemory
 from app.guests.x86.paging import FETCH, READ, WRITE, Mmu
 from app.guests.x86.registers import STATE_SIZE, CpuState
+from app.guests.x86.segments import CS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,13 +35,16 @@ _NOT_FROM_RESET = frozenset(("dr", "breakpoints"))  # these have values of their
 
 
 class Translator:
-    """Runs one CPU's code; holds an engine between the first ``attach`` and ``detach``."""
+    """Runs one CPU's code; holds an engine between the first ``attach`` and ``detach``.
 
-    def __init__(self, memory: PhysicalMemory) -> None:
+    ``counted``: every run has a limit.
+    """
+
+    def __init__(self, memory: PhysicalMemory, *, counted: bool) -> None:
         self._memory = memory
         self._engine: Engine | None = None
         self._mmu: Mmu | None = None
-        self._code = CodePages()
+        self._code = CodePages(counted=counted)
         self._written: set[int] = set()
         self._stale_tlb = False
         self._new_code: tuple[int, int, bool] | None = None  # a page that a run wanted to translate from first
@@ -128,7 +132,12 @@ class Translator:
 
     def _run_once(self, count: int) -> tuple[Stop, tuple[int, int, bool] | None]:
         self._new_code = None
-        return self.engine.run(count), self._new_code
+        state = self.engine.state
+        start = state.rip
+        stop = self.engine.run(count)
+        if state.rip != start:
+            state.set_resume(repeating=False)  # Unicorn would keep it to the end of a block
+        return stop, self._new_code
 
     def _search_code(self, page: int, host: int, long_mode: bool) -> None:
         """Search a page that code is about to be translated from for instructions that belong to KVM."""
@@ -202,6 +211,8 @@ class Translator:
         return host, CAN_READ | CAN_WRITE
 
     def _fill_code(self, page: int, host: int, state: CpuState) -> tuple[int, int] | None:
+        if state.beyond_code(page + PAGE - 1 - state.segment[CS].base & 0xFFFFFFFF):
+            return None  # the limit of CS lies in this page: the stepper looks at it
         if not self._code.knows(page, host, long_mode=state.long_mode):
             # Stops must not change now: Unicorn also asks when it walks through them at the end of a run, and
             # would go on in freed memory. The run ends, ``run`` searches the page, and it goes on from there.

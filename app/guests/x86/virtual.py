@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from app.guests.x86.faults import DeviceAccessError, GuestFaultError
+from app.guests.x86.faults import GP, DeviceAccessError, GuestFaultError
 from app.guests.x86.memory import PAGE, PAGE_MASK, AccessStoppedError, Fragment, page_pieces
 from app.guests.x86.paging import FETCH, READ, WRITE
 
@@ -91,22 +91,27 @@ class VirtualMemory:
                 raise DeviceAccessError(gpa)
         self.write_parts(address, data, user=user)
 
-    def fetch(self, address: int) -> bytes:
-        """Read the bytes of the instruction at ``address``: at most 15, fewer if the next page cannot be fetched.
+    def fetch(self) -> bytes:
+        """Read the bytes of the instruction at RIP: at most 15, fewer if the next page cannot be fetched.
 
         Raises the guest's fault, or ``DeviceAccessError``, if its first byte cannot be fetched.
         """
-        user = self._state.cpl == 3  # noqa: PLR2004 - ring 3
-        first = min(MAX_INSTRUCTION, PAGE - address % PAGE)
-        code = self.fetch_page(address, first, user=user)
+        first = min(MAX_INSTRUCTION, PAGE - self._state.linear_rip % PAGE)
+        code = self.fetch_part(0, first)
         if first < MAX_INSTRUCTION:
             with suppress(GuestFaultError, AccessStoppedError, DeviceAccessError):
-                code += self.fetch_page(address + first, MAX_INSTRUCTION - first, user=user)
+                code += self.fetch_part(first, MAX_INSTRUCTION - first)
         return code
 
-    def fetch_page(self, address: int, length: int, *, user: bool) -> bytes:
-        """Read code within one page."""
-        gpa = self.gpa(address, FETCH, user=user)
+    def fetch_part(self, offset: int, length: int) -> bytes:
+        """Read what lies so far behind RIP, within one page; it ends at the limit of CS."""
+        state = self._state
+        if state.beyond_code(state.rip + offset):
+            raise GuestFaultError(GP)
+        while state.beyond_code(state.rip + offset + length - 1):
+            length -= 1
+        address = state.linear_rip + offset
+        gpa = self.gpa(address, FETCH, user=state.cpl == 3)  # noqa: PLR2004 - ring 3
         data = self._memory.read(gpa, length)
         if data is None:
             raise DeviceAccessError(gpa)
