@@ -270,3 +270,14 @@ def gate_table(mode, handlers):
             entry = struct.pack("<HHHH", target & 0xFFFF, 8, 0xEE00, target >> 16).ljust(size, b"\0")
         table[vector * size : (vector + 1) * size] = entry
     return bytes(table)
+
+
+@modes
+def test_port_io_at_address_zero_leaves(mode, engine):
+    machine = Machine(mode, "f4", engine=engine)
+    machine.poke(0, "e460f4")
+    machine.cpu.set_registers({"rip": 0})
+    assert machine.run() == IoExit("in", 1, 0x60)
+    assert machine.cpu.complete(b"\x05") is None
+    assert machine.run() == HltExit()
+    assert machine.cpu.registers()["rip"] == 3

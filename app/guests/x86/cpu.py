@@ -144,7 +144,7 @@ class X86Cpu:
         if stop is not Stop.RETURNED:
             return self._trapped(stop), False
         if self._translator.stopped_before(self._state.linear_rip):
-            return self._emulator.special(), False
+            return self._emulator.step(), False
         if self._stop_requested:
             return None, False
         if self._state.rip == start:

@@ -95,11 +95,7 @@ class Emulator:
             return self._cannot_emulate(hole.gpa)
 
     def step(self) -> Exit | None:
-        """Execute the instruction at RIP with every access checked."""
-        return self._guard(lambda: self._execute(self._virtual.fetch(), []))
-
-    def special(self) -> Exit | None:
-        """Execute the instruction at RIP, before which the translator stopped."""
+        """Execute the instruction at RIP, whatever it is, with every access checked."""
         return self._guard(self._dispatch)
 
     def _dispatch(self) -> Exit | None:
