@@ -60,7 +60,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 takes a free one.")] = 8000,
     uds: Annotated[Path | None, typer.Option(help="Bind a Unix socket (mode 0600) instead.")] = None,
-    state: Annotated[Path | None, typer.Option(help="Keep state here across restarts.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Keep state here, instead of in the user's state directory.")
+    ] = None,
     ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Keep no state.")] = False,
     token_file: Annotated[Path | None, typer.Option(help="A file with the bearer token clients must send.")] = None,
     vcpus: Annotated[int, typer.Option(min=0, help="vCPUs of the VM 'default'.")] = 4,
@@ -129,7 +131,9 @@ def replay(
     paths: Annotated[list[Path], typer.Argument(help="Scripts (.json, .jsonl, .gz) or folders of them.", exists=True)],
     engine: Annotated[str | None, typer.Option(help="script, x86 (the default) or kvm.")] = None,
     variant: Annotated[str | None, typer.Option(help="Play under this variant.")] = None,
-    against: Annotated[str | None, typer.Option(help="Compare with this engine's answers, not the recorded ones.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Compare with this engine's answers, not the recorded ones.")
+    ] = None,
     url: Annotated[str | None, typer.Option(help="Play on this server instead of in this process.")] = None,
     token: Annotated[str | None, typer.Option(envvar="KICKSTAND_TOKEN", help="Its bearer token.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,

@@ -210,12 +210,16 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = announce) -> Non
     """
     _check_names(settings)
     app = create_app(settings)
+    app.state.context.open()
     sessions = app.state.context.sessions
     listener = bind(settings)
     url = url_of(settings, listener, sessions.code() if sessions.required else None)
     _raise_file_limit()
     try:
-        Server(app, partial(ready, url)).run(sockets=[listener])
+        server = Server(app, partial(ready, url))
+        server.run(sockets=[listener])
+        if app.state.context.refused is not None:
+            raise app.state.context.refused
     finally:
         listener.close()
 

@@ -14,9 +14,11 @@ from app.api.hub import Hub
 from app.api.sessions import Sessions
 from app.core.errors import KvmError
 from app.core.vcpu import Cause
+from app.journal.directory import Directory, default_directory, warn
+from app.journal.journal import StateJournal
 from app.runtime.machine import Machine
 from app.runtime.registry import Registry
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 
 T = TypeVar("T")
 DEFAULT_VM = "default"
@@ -32,9 +34,32 @@ class Context:
         self.hub = Hub(self.registry.log, settings.streams)
         self.sessions = Sessions(settings.token())
         self.stopping = False
+        self.journal: StateJournal | None = None
+        self.refused: SettingsError | None = None  # why this server could not start
+
+    def open(self) -> None:
+        """Take the state directory. ``SettingsError``: another server has it, or it cannot be used."""
+        if self.journal is None and not self.settings.ephemeral:
+            directory = Directory(self.settings.state_dir or default_directory(), warn)
+            self.journal = StateJournal(directory, self.registry, self.settings.journal)
+            self.hub.history = self.journal
 
     async def start(self) -> None:
-        """Create the default VM, if the settings want one."""
+        """Bring back what was kept; on a directory that is new, or without one, create the default VM."""
+        self.open()
+        if self.journal is not None:
+            try:
+                await self.journal.start()
+            except SettingsError as error:
+                self.refused = error
+                raise
+            if self.journal.meta.get("default_vm"):
+                return
+        await self._create_default()
+        if self.journal is not None:
+            await self.journal.remember("default_vm", int(self.settings.default_vm))
+
+    async def _create_default(self) -> None:
         options = self.settings
         if options.default_vm:
             await self.registry.create(DEFAULT_VM, vcpus=options.vcpus, variant=options.variant, engine=options.engine)
@@ -44,7 +69,7 @@ class Context:
         if not self.settings.allow_reset:
             raise KvmError(errno.EPERM, "reset", "this server was started without --allow-reset")
         await self.registry.reset()
-        await self.start()
+        await self._create_default()
 
     async def stop(self) -> None:
         """End what clients wait for: parked runs leave by a signal, streams say ``bye``, other ioctls get EIO."""
@@ -54,9 +79,21 @@ class Context:
             run.signal(Cause.SIGNAL)
         if runs:
             await asyncio.wait([run.task for run in runs], timeout=LEAVE_S)
+        if self.journal is not None:
+            await self._rest()
+            await self.journal.stop()
         self.hub.close()
         for machine in tuple(self.registry.machines.values()):
             await machine.destroy()
+
+    async def _rest(self) -> None:
+        """Get the server's own VMM threads out of KVM_RUN, so that registers and memory are of one moment."""
+        threads = [thread for machine in self.registry.machines.values() for thread in machine.threads.values()]
+        stopping = [asyncio.create_task(thread.stop()) for thread in threads]
+        if stopping:
+            _, late = await asyncio.wait(stopping, timeout=LEAVE_S)
+            for task in late:
+                task.cancel()
 
     # -- limits ------------------------------------------------------------------------------------------
 

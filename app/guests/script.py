@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.core.atomics import Shared, atomic, choose, preempt
 from app.core.errors import KvmError
@@ -342,6 +342,21 @@ class ScriptGuest:
     def set_special_registers(self, changes: Mapping[str, object]) -> None:
         """Store values."""
         self.special.update(changes)
+
+    def saved(self) -> dict[str, Any]:
+        """The guest as JSON; its program apart, because it seldom changes."""
+        return {"at": self.position.at, "stored": self.stored, "special": self.special}
+
+    def saved_program(self) -> list[Any]:
+        """The program as JSON."""
+        return [[step.name, step.address, step.size, step.value, step.targets] for step in self.program]
+
+    def load(self, saved: Mapping[str, Any], program: Sequence[Any]) -> None:
+        """Become the guest that was saved."""
+        self.program = tuple(Step(name, address, size, value, tuple(to)) for name, address, size, value, to in program)
+        self.position.at = saved["at"]
+        self.stored = dict(saved["stored"])
+        self.special = dict(saved["special"])
 
     def close(self) -> None:
         """Nothing to give back."""

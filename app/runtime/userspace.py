@@ -24,11 +24,12 @@ FLOATING_BUS = 0xFF  # what a read returns where no device answers
 class VmmThread:
     """A loop of KVM_RUN on one vCPU, until ``stop`` or an exit that ends the guest."""
 
-    def __init__(self, machine: Machine, vcpu: Vcpu, behaviour: str, *, handle_exits: bool) -> None:
+    def __init__(self, machine: Machine, vcpu: Vcpu, behaviour: str, *, handle_exits: bool, held: bool = False) -> None:
         self.machine = machine
         self.vcpu = vcpu
         self.behaviour = behaviour
         self.handle_exits = handle_exits
+        self.held = held  # it begins by waiting for the resume flag, as after a restart
         self.ended: str | None = None  # why it is not running any more
         self._spins_before = vcpu.watched.counters.spins
         self._stopping = False
@@ -68,6 +69,8 @@ class VmmThread:
     async def _loop(self) -> None:
         page: PageWrites | None = None
         try:
+            if self.held:
+                await self._wait(self.machine.proceed)
             while not self._stopping:
                 result = await perform(self.vcpu.run_from_userspace(page=page), self.machine.choose)
                 page = await self._handle(result)
