@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from app.api.hub import Hub
 from app.api.sessions import Sessions
-from app.core.errors import KvmError
+from app.core.errors import KvmError, errno_name
 from app.core.vcpu import Cause
 from app.journal.directory import Directory, default_directory, warn
 from app.journal.journal import StateJournal
@@ -22,6 +22,7 @@ from app.settings import Settings, SettingsError
 
 T = TypeVar("T")
 DEFAULT_VM = "default"
+LATE_S = 1.0  # a loop that is late by more does not take new work in time
 LEAVE_S = 0.2  # how long parked runs may take to leave when the server stops
 
 
@@ -94,6 +95,17 @@ class Context:
             _, late = await asyncio.wait(stopping, timeout=LEAVE_S)
             for task in late:
                 task.cancel()
+
+    def not_ready(self) -> str:
+        """Why new work should go elsewhere; empty if it should not."""
+        if self.stopping:
+            return "the server is shutting down"
+        if self.journal is not None:
+            if trouble := self.journal.trouble():
+                return f"{errno_name(trouble.errno)}: {trouble.detail}"
+            if self.journal.lag_s > LATE_S:
+                return f"the event loop is {self.journal.lag_s:.1f} s late"
+        return ""
 
     # -- limits ------------------------------------------------------------------------------------------
 
