@@ -15,7 +15,7 @@ def state(tmp_path):
 
 @pytest.fixture
 def serve(state):
-    """Serve on a state directory: ``async with serve() as server``."""
+    """Serve on a state directory, by default on ``state``."""
     return lambda directory=None, **settings: live(ephemeral=False, state_dir=directory or state, **settings)
 
 

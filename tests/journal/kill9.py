@@ -1,4 +1,4 @@
-"""``kill -9`` at random moments under a load of mixed control calls: is every answered call there afterwards?
+"""Kill the server with SIGKILL at random moments under mixed control calls, and look for every answered one.
 
     python tests/journal/kill9.py 200
 
@@ -235,9 +235,9 @@ def main():
     """Kill as often as the command line says."""
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else time.time_ns()
-    print(f"seed {seed}")
+    print(f"seed {seed}")  # noqa: T201  a command
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
-        print(json.dumps(asyncio.run(run(kills, seed, Path(folder) / "state"))))
+        print(json.dumps(asyncio.run(run(kills, seed, Path(folder) / "state"))))  # noqa: T201
 
 
 if __name__ == "__main__":
