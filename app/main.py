@@ -24,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import __version__
-from app.api import memory, openapi, problems, runs, script, streams, system, trace, vcpus, vms
+from app.api import memory, openapi, problems, runs, script, snapshots, streams, system, trace, vcpus, vms
 from app.api.context import Context
 from app.api.guard import SECURITY_HEADERS, Guard
 from app.core.errors import KvmError
@@ -40,6 +40,8 @@ OPEN_FILES = 65_536
 ROUTERS = (
     runs.router,
     vcpus.router,
+    snapshots.all_vms,
+    snapshots.of_vm,
     vms.one_vm,
     vms.all_vms,
     memory.router,
@@ -82,7 +84,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if system.DASHBOARD.is_dir():
         app.mount("/dashboard", StaticFiles(directory=system.DASHBOARD))
     hosts = (*context.settings.allowed_hosts, context.settings.host)
-    app.add_middleware(Guard, hosts=hosts, max_body=context.settings.limits.body, sessions=context.sessions)
+    limits = context.settings.limits
+    larger = {"/vms/restore": limits.snapshot}
+    app.add_middleware(Guard, hosts=hosts, max_body=limits.body, larger=larger, sessions=context.sessions)
     return app
 
 

@@ -31,6 +31,7 @@ class Limits:
     script_operations: int = 10_000
     body: int = 16 << 20
     streams: int = 512
+    snapshot: int = 5 << 30
 
 
 @dataclass(frozen=True, slots=True)

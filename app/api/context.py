@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -95,6 +96,11 @@ class Context:
             _, late = await asyncio.wait(stopping, timeout=LEAVE_S)
             for task in late:
                 task.cancel()
+
+    @property
+    def state_dir(self) -> Path | None:
+        """Where large things go; None: where the system puts them."""
+        return None if self.journal is None else self.journal.directory.path
 
     def not_ready(self) -> str:
         """Why new work should go elsewhere; empty if it should not."""

@@ -152,7 +152,7 @@ class StateJournal:
         try:
             for uid, parts in state.items():
                 await self._restore(uid, parts)
-        except UnreadableError as error:
+        except (UnreadableError, KvmError) as error:
             raise SettingsError(
                 f"{self.directory.path}: {error}; nothing was changed (start with another --state)"
             ) from error
@@ -165,7 +165,7 @@ class StateJournal:
         saved = Saved(parts)
         arenas = Arenas(self.directory.memory, uid, saved.files)
 
-        def fill(machine: Machine) -> None:
+        async def fill(machine: Machine) -> None:
             for (base, size, name), file in zip(saved.memory, saved.files, strict=True):
                 machine.memory.adopt(base, name, arenas.map(file, size))
             machine.memory.back = arenas

@@ -6,22 +6,21 @@ under way is not seen here: until it ends, the slots are those from before it.
 
 from __future__ import annotations
 
-import base64
 import json
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict, astuple
 from typing import Any
 
 from app.core.guest import HltExit, InternalErrorExit, IoExit, MmioExit, ShutdownExit, UserExit, WindowExit
-from app.core.memslots import Slot
+from app.core.memslots import Change, Region, Slot, plan
 from app.core.trace import VcpuState
-from app.core.uapi import InternalError, MemFlag
+from app.core.uapi import PAGE_SHIFT, InternalError
 from app.core.vcpu import Vcpu
 from app.guests.script import ScriptGuest
 from app.runtime.machine import Machine
 
 FORMAT = 1
+MOST_DIRTY = 1 << 24  # pages of one slot: 64 GiB
 EXITS: dict[str, type[UserExit]] = {
     kind.__name__: kind for kind in (IoExit, MmioExit, HltExit, ShutdownExit, InternalErrorExit, WindowExit)
 }
@@ -93,7 +92,7 @@ class Recorder:
             {
                 "slots": [_slot(slot) for _, slot in sorted(slots.items())],
                 "dirty": {
-                    slot_id: _bitmap(dirty.get(slot_id, set()) | _live(memslots.dirty, slot_id, slot), slot.npages)
+                    slot_id: _runs(dirty.get(slot_id, set()) | _live(memslots.dirty, slot_id, slot))
                     for slot_id, slot in sorted(slots.items())
                     if slot.logged
                 },
@@ -114,7 +113,7 @@ class Recorder:
         )
         if isinstance(guest, ScriptGuest) and self._programs.get(vcpu.id) is not guest.program:
             self._programs[vcpu.id] = guest.program
-            parts[f"program/{vcpu.id}"] = encode(guest.saved_program())
+            parts[f"program/{vcpu.id}"] = encode(guest.source)
 
 
 def _slot(slot: Slot) -> list[int]:
@@ -125,11 +124,15 @@ def _live(dirty: dict[int, set[int]], slot_id: int, slot: Slot) -> set[int]:
     return {page for page in dirty.get(slot_id, ()) if page < slot.npages}
 
 
-def _bitmap(pages: set[int], npages: int) -> str:
-    bits = bytearray(-(-npages // 8))
-    for page in pages:
-        bits[page >> 3] |= 1 << (page & 7)
-    return base64.b64encode(zlib.compress(bytes(bits), 1)).decode()
+def _runs(pages: set[int]) -> list[int]:
+    """First page and number of pages of every run: a slot may be far larger than what is written of it."""
+    runs: list[int] = []
+    for page in sorted(pages):
+        if runs and page == runs[-2] + runs[-1]:
+            runs[-1] += 1
+        else:
+            runs += (page, 1)
+    return runs
 
 
 def _arch(vcpu: Vcpu) -> dict[str, Any]:
@@ -177,15 +180,22 @@ def load_exit(saved: dict[str, Any] | None) -> Any:
 
 
 def load_slots(saved: dict[str, Any]) -> tuple[Any, ...]:
-    """A state for ``Memslots.load``."""
-    slots = {
-        number: Slot(number, base_gfn, npages, MemFlag(flags), hva)
-        for number, base_gfn, npages, flags, hva in saved["slots"]
-    }
-    dirty = {int(number): _pages(bits) for number, bits in saved["dirty"].items()}
+    """A state for ``Memslots.load``. ``KvmError``: the kernel would not have let these slots be made."""
+    slots: dict[int, Slot] = {}
+    for number, base_gfn, npages, flags, hva in saved["slots"]:
+        region = Region(number, flags, base_gfn << PAGE_SHIFT, npages << PAGE_SHIFT, hva)
+        made = plan(slots, region)
+        if made.change is not Change.CREATE or made.new is None:
+            raise ValueError(f"slot {number} is there twice, or empty")
+        slots[number] = made.new
+    dirty = {int(number): _pages(runs, slots[int(number)].npages) for number, runs in saved["dirty"].items()}
     return tuple(sorted(slots.items())), tuple(sorted(dirty.items()))
 
 
-def _pages(encoded: str) -> frozenset[int]:
-    bits = zlib.decompress(base64.b64decode(encoded))
-    return frozenset(byte * 8 + bit for byte, value in enumerate(bits) if value for bit in range(8) if value >> bit & 1)
+def _pages(runs: list[int], npages: int) -> frozenset[int]:
+    pairs = list(zip(runs[::2], runs[1::2], strict=True))
+    if sum(count for _, count in pairs) > min(npages, MOST_DIRTY) or any(
+        not 0 <= first < first + count <= npages for first, count in pairs
+    ):
+        raise ValueError("dirty pages outside of their slot, or more than any memory has")
+    return frozenset(page for first, count in pairs for page in range(first, first + count))

@@ -163,7 +163,7 @@ class Machine:
         steps = None if program is None else self._compile(program)
         vcpu = await self.call(self.vm.create_vcpu(vcpu_id, self.thread()))
         if steps is not None:
-            self._script(vcpu).load_program(steps)
+            self._script(vcpu).load_program(steps, program)
         self.log.emit(self.id, "kvm_create_vcpu", vcpu_id, {"mp_state": vcpu.arch.mp_state.name})
         return self.describe_vcpu(vcpu_id)
 
@@ -467,7 +467,7 @@ class Machine:
         """Load a script guest's program, from its top; waits for KVM_RUN to end. ENOTTY on other engines."""
         guest = self._script(self.vcpu(vcpu_id))
         steps = compile_program(program)
-        await self._locked(vcpu_id, lambda: guest.load_program(steps))
+        await self._locked(vcpu_id, lambda: guest.load_program(steps, program))
         self._wake_threads()
 
     def _script(self, vcpu: Vcpu) -> ScriptGuest:

@@ -44,12 +44,9 @@ class AccelBlocker(Variant):
     async def take_back(self, task: Task) -> None:
         await self.resume(task)
 
-    def saved(self, unsettled: int = 0) -> dict[str, Any]:
-        return {"holds": self.holds, "inhibitor": self.ioctls.inhibitor}
-
-    def load(self, saved: dict[str, Any]) -> None:
-        super().load(saved)
-        self.ioctls.inhibitor = saved["inhibitor"]
+    def load(self, saved: dict[str, Any], process: str) -> None:
+        super().load(saved, process)
+        self.ioctls.inhibitor = process if self.holds else None
 
     async def ioctl_begin(self, task: Task, vcpu: Vcpu | None = None) -> bool:
         """``accel_ioctl_begin``, ``accel_cpu_ioctl_begin``: wait while the count is locked at zero."""

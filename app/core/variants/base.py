@@ -50,9 +50,9 @@ class Variant:
         """What outlives the process, as JSON: the open windows, without ``unsettled`` ones that nobody was told of."""
         return {"holds": self.holds}
 
-    def load(self, saved: dict[str, Any]) -> None:
-        """Put ``saved`` back; no vCPU is in KVM_RUN."""
-        self.holds = saved["holds"]
+    def load(self, saved: dict[str, Any], process: str) -> None:
+        """Put ``saved`` back, the windows as those of ``process``; no vCPU is in KVM_RUN."""
+        self.holds = int(saved["holds"])
 
     # -- KVM_RUN -----------------------------------------------------------------------------------------
 

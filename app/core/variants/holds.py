@@ -135,11 +135,11 @@ class Holds(Variant):
 
     def saved(self, unsettled: int = 0) -> dict[str, Any]:
         holders = self.window.holders[: max(0, len(self.window.holders) - unsettled)]
-        return {"holds": len(holders), "holders": list(holders)}
+        return {"holds": len(holders)}
 
-    def load(self, saved: dict[str, Any]) -> None:
-        super().load(saved)
-        self.window.holders = tuple(saved["holders"])
+    def load(self, saved: dict[str, Any], process: str) -> None:
+        super().load(saved, process)
+        self.window.holders = (process,) * self.holds
 
     async def run_begin(self, vcpu: Vcpu) -> object | None:
         vcpu.show(VcpuState.BLOCKED if self.holds else VcpuState.WAITING)
