@@ -24,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import __version__
-from app.api import memory, openapi, problems, runs, script, snapshots, streams, system, trace, vcpus, vms
+from app.api import logs, memory, openapi, problems, runs, script, snapshots, streams, system, trace, vcpus, vms
 from app.api.context import Context
 from app.api.guard import SECURITY_HEADERS, Guard
 from app.core.errors import KvmError
@@ -214,6 +214,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = announce) -> Non
     """
     _check_names(settings)
     app = create_app(settings)
+    logs.install()
     app.state.context.open()
     sessions = app.state.context.sessions
     listener = bind(settings)

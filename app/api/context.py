@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -22,7 +23,9 @@ from app.runtime.registry import Registry
 from app.settings import Settings, SettingsError
 
 T = TypeVar("T")
+logger = logging.getLogger("kickstand.api")
 DEFAULT_VM = "default"
+SLOW_S = 5.0  # a control call that waits longer is reported, with who holds what
 LATE_S = 1.0  # a loop that is late by more does not take new work in time
 LEAVE_S = 0.2  # how long parked runs may take to leave when the server stops
 
@@ -173,13 +176,32 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 async def _until_done_or_gone(request: Request, task: asyncio.Task[Any]) -> None:
     gone = asyncio.create_task(disconnected(request))
+    watchdog = asyncio.get_running_loop().call_later(SLOW_S, _tell_who_holds_what, request)
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
     finally:
+        watchdog.cancel()
         gone.cancel()
+
+
+def _tell_who_holds_what(request: Request) -> None:
+    """The watchdog: a control call that waits for long is named, with whoever it may be waiting for."""
+    machine = context_of(request).registry.machines.get(request.path_params.get("vm", DEFAULT_VM))
+    if machine is None:
+        return
+    vcpus = machine.vm.vcpus.values()
+    fields = {
+        "vm": machine.id,
+        "locks": machine.locks(),
+        "slots_lock": machine.vm.slots_lock.owner,
+        "mutexes": {vcpu.id: vcpu.mutex.owner for vcpu in vcpus if vcpu.mutex.owner is not None},
+        "states": {vcpu.id: vcpu.watched.state.value for vcpu in vcpus if vcpu.mutex.owner is not None},
+    }
+    message = f"{request.method} {request.url.path} has waited for {SLOW_S:.0f} s"
+    logger.warning("%s", message, extra={"fields": fields})
 
 
 async def disconnected(request: Request) -> None:

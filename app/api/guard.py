@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import problems
+from app.api import logs, problems
 from app.api.sessions import Sessions
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -70,6 +70,7 @@ class Guard:
         headers: RawHeaders = dict(scope["headers"])
         request_id = self._request_id(headers)
         scope[problems.REQUEST_ID] = request_id
+        logs.request_id.set(request_id)  # in the task of this request
         send = _completed(scope, send, request_id)
         refusal = self._refusal(scope, headers)
         if refusal is not None:

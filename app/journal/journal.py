@@ -66,6 +66,11 @@ class StateJournal:
         return self.registry.log
 
     @property
+    def running(self) -> bool:
+        """Between ``start`` and ``stop``."""
+        return self._store is not None
+
+    @property
     def store(self) -> Store:
         """The store, from ``start`` on."""
         assert self._store is not None
@@ -134,6 +139,19 @@ class StateJournal:
         with contextlib.suppress(Failure):  # tried again with everything else
             await self.store.wait(self.store.submit(Work({(kept.uid, None): None})))
         kept.arenas.remove()
+
+    def gauges(self) -> list[tuple[str, str, float]]:
+        """What an operator watches: name, meaning, value."""
+        files = [self.directory.journal.with_name(self.directory.journal.name + suffix) for suffix in ("", "-wal")]
+        sizes = [path.stat().st_size if path.exists() else 0 for path in files]
+        return [
+            ("size_bytes", "Size of the journal's file", sizes[0]),
+            ("wal_bytes", "Size of its write-ahead log", sizes[1]),
+            ("waiting_records", "Records submitted and not committed yet", self.store.submitted - self.store.done),
+            ("unkept_events", "Events recorded and not kept yet", self.log.seq - self._flushed),
+            ("writable", "Calls are not refused for want of a disk", self.trouble() is None),
+            ("loop_lag_seconds", "How late the event loop was last", self.lag_s),
+        ]
 
     # -- start and stop ----------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ async def take(machine: Machine, folder: Path | None) -> IO[bytes]:
     if machine.engine == "kvm":
         raise KvmError(errno.EOPNOTSUPP, "snapshot", "the state of a machine of /dev/kvm is the kernel's")
     try:
-        file = tempfile.TemporaryFile(dir=folder)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  who sends it closes it
     except OSError as error:
         raise KvmError(errno.ENOSPC, "snapshot", f"no file for it: {error.strerror}") from error
     try:
@@ -198,7 +198,7 @@ def _check_memory(arenas: list[tuple[int, int, str]], limit: int) -> None:
 async def bring_back(registry: Registry, file: IO[bytes], vm_id: str | None) -> Machine:
     """Make a machine from a snapshot; it comes up kicked.
 
-    EINVAL: damaged, cut off or foreign; ENOMEM, ENOSPC: too large for the limits or the disk; EEXIST: the name is taken.
+    EINVAL: damaged, cut off or foreign; ENOMEM, ENOSPC: too large for the limits or the disk; EEXIST: a taken name.
     """
     try:
         snapshot = await asyncio.to_thread(Snapshot, file, registry.limits.memory_per_vm)

@@ -70,7 +70,7 @@ class EventLog:
     def emit(self, vm: str | None, name: str, vcpu: int | None, fields: Mapping[str, object]) -> int:
         """Append an event, wake the readers that sleep, and return its number."""
         self.seq += 1
-        self.ring.append(Record(self.seq, self.elapsed_ns, vm, vcpu, name, fields))
+        self.ring.append(Record(self.seq, self._clock() - self._start, vm, vcpu, name, fields))
         if self._sleepers:
             sleepers, self._sleepers = self._sleepers, []
             for wake in sleepers:

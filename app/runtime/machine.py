@@ -80,6 +80,7 @@ class Machine:
         self.threads: dict[int, VmmThread] = {}
         self.runs: set[Run] = set()
         self.kick_id = 0
+        self.drained_ns = 0  # all kicks together
         self.proceed = asyncio.Event()  # the resume flag of well-behaved userspace
         self.proceed.set()
         self._calls: set[asyncio.Task[Any]] = set()
@@ -224,12 +225,14 @@ class Machine:
             raise
         finally:
             self.unsettled -= 1
+        drain_ns = time.monotonic_ns() - started
+        self.drained_ns += drain_ns
         return {
             "kick_id": self.kick_id,
             "changed": changed,
             "vcpus_stopped": sum(vcpu.watched.state is VcpuState.USER for vcpu in inside),
             "holds": self.vm.variant.holds,
-            "drain_ns": time.monotonic_ns() - started,
+            "drain_ns": drain_ns,
             "seq": self.log.seq,
         }
 

@@ -34,7 +34,7 @@ class VmmThread:
         self._spins_before = vcpu.watched.counters.spins
         self._stopping = False
         self._woken = asyncio.Event()
-        self._waiting: asyncio.Future[Any] | None = None
+        self._waiting = False  # in userspace, for a flag
         self.task = asyncio.create_task(self._loop())
 
     @property
@@ -56,8 +56,8 @@ class VmmThread:
         self._stopping = True
         self._woken.set()
         perform_now(self.vcpu.send_signal())
-        if self._waiting is not None:
-            self._waiting.cancel()
+        if self._waiting:
+            self.task.cancel()
         await asyncio.wait({self.task})
         perform_now(self.vcpu.task.take_signal())
 
@@ -107,15 +107,15 @@ class VmmThread:
 
     async def _wait(self, event: asyncio.Event) -> None:
         """Wait in userspace, until ``stop`` at the latest."""
-        self._waiting = asyncio.ensure_future(event.wait())
+        self._waiting = True
         try:
-            await self._waiting
+            await event.wait()
         except asyncio.CancelledError:
-            self._waiting.cancel()
             if not self._stopping:
                 raise
+            self.task.uncancel()
         finally:
-            self._waiting = None
+            self._waiting = False
 
 
 class _GuestEnded(Exception):

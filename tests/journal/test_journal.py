@@ -190,3 +190,13 @@ async def test_after_a_commit_that_failed_everything_is_written_again(serve, cra
     async with serve(image) as server, server.client() as client:
         regs = (await client.get("/vcpu/0/regs")).json()
         assert (regs["rax"], regs["rbx"]) == ("0x1", "0x0")
+
+
+@pytest.mark.slow
+async def test_metrics_tell_how_the_journal_is(serve):
+    async with serve() as server, server.client() as client:
+        await client.post("/vm/kick")
+        lines = dict(line.rsplit(" ", 1) for line in (await client.get("/metrics")).text.splitlines() if line[0] != "#")
+        assert float(lines["kickstand_journal_commits_total"]) >= 2
+        assert float(lines["kickstand_journal_writable"]) == 1
+        assert float(lines["kickstand_journal_size_bytes"]) + float(lines["kickstand_journal_wal_bytes"]) > 0
