@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 
 RUNTIME := $(VENV)/.runtime
+BROWSER := $(VENV)/.browser
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run serve test check bench lock openapi clean help
+.PHONY: run serve test check bench lock openapi screenshots clean help
 
 run: $(RUNTIME) ## install what is needed and run the demo
 	$(BIN)/kickstand demo $(ARGS)
@@ -18,7 +19,7 @@ run: $(RUNTIME) ## install what is needed and run the demo
 serve: $(RUNTIME) ## install what is needed and run the server
 	$(BIN)/kickstand serve $(ARGS)
 
-test: $(DEV) ## install what is needed and run all tests
+test: $(DEV) $(BROWSER) ## install what is needed and run all tests
 	$(BIN)/python -m pytest -q $(ARGS)
 
 check: $(DEV) ## format, lint, types, import contracts, tests, OpenAPI drift
@@ -35,6 +36,9 @@ bench: $(DEV) ## run every benchmark
 
 openapi: $(RUNTIME) ## write openapi.json
 	$(BIN)/python -m app openapi > openapi.json
+
+screenshots: $(DEV) $(BROWSER) ## take the dashboard's pictures again
+	$(BIN)/python -m tests.browser.screenshots docs/img
 
 # Keeps the locked versions that still fit; ARGS=--upgrade takes the newest.
 LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
@@ -78,3 +82,13 @@ $(DEV): requirements-dev.lock pyproject.toml | $(BIN)/python
 	$(PIP) install --require-hashes -r requirements-dev.lock
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@ $(RUNTIME)
+
+# The dashboard's tests want a real browser; without one they skip and say why.
+$(BROWSER): $(DEV)
+	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+		echo "Installing chromium for the dashboard's tests"; \
+		{ apt-get update -q && apt-get install -qy --no-install-recommends chromium; } >/dev/null 2>&1 \
+			|| echo "chromium could not be installed: the dashboard's tests will be skipped." >&2; \
+	else echo "No chromium found: the dashboard's tests will be skipped." >&2; fi
+	@touch $@

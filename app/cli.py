@@ -60,7 +60,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 takes a free one.")] = 8000,
     uds: Annotated[Path | None, typer.Option(help="Bind a Unix socket (mode 0600) instead.")] = None,
-    state: Annotated[Path | None, typer.Option(help="Keep state here across restarts.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Keep state here, instead of in the user's state directory.")
+    ] = None,
     ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Keep no state.")] = False,
     token_file: Annotated[Path | None, typer.Option(help="A file with the bearer token clients must send.")] = None,
     vcpus: Annotated[int, typer.Option(min=0, help="vCPUs of the VM 'default'.")] = 4,

@@ -24,7 +24,21 @@ from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import __version__
-from app.api import explorations, memory, openapi, problems, runs, script, streams, system, trace, vcpus, vms
+from app.api import (
+    explorations,
+    logs,
+    memory,
+    openapi,
+    problems,
+    runs,
+    script,
+    snapshots,
+    streams,
+    system,
+    trace,
+    vcpus,
+    vms,
+)
 from app.api.context import Context
 from app.api.guard import SECURITY_HEADERS, Guard
 from app.core.errors import KvmError
@@ -40,6 +54,8 @@ OPEN_FILES = 65_536
 ROUTERS = (
     runs.router,
     vcpus.router,
+    snapshots.all_vms,
+    snapshots.of_vm,
     vms.one_vm,
     vms.all_vms,
     memory.router,
@@ -83,7 +99,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if system.DASHBOARD.is_dir():
         app.mount("/dashboard", StaticFiles(directory=system.DASHBOARD))
     hosts = (*context.settings.allowed_hosts, context.settings.host)
-    app.add_middleware(Guard, hosts=hosts, max_body=context.settings.limits.body, sessions=context.sessions)
+    limits = context.settings.limits
+    larger = {"/vms/restore": limits.snapshot}
+    app.add_middleware(Guard, hosts=hosts, max_body=limits.body, larger=larger, sessions=context.sessions)
     return app
 
 
@@ -211,12 +229,17 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = announce) -> Non
     """
     _check_names(settings)
     app = create_app(settings)
+    logs.install()
+    app.state.context.open()
     sessions = app.state.context.sessions
     listener = bind(settings)
     url = url_of(settings, listener, sessions.code() if sessions.required else None)
     _raise_file_limit()
     try:
-        Server(app, partial(ready, url)).run(sockets=[listener])
+        server = Server(app, partial(ready, url))
+        server.run(sockets=[listener])
+        if app.state.context.refused is not None:
+            raise app.state.context.refused
     finally:
         listener.close()
 

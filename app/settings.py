@@ -33,6 +33,7 @@ class Limits:
     streams: int = 512
     explorations: int = 2
     exploration_states: int = 20_000_000
+    snapshot: int = 5 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,20 @@ class StreamSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalSettings:
+    """How the journal keeps. Times in seconds, sizes in bytes."""
+
+    tick_s: float = 0.1  # events are kept this often
+    progress_s: float = 1.0  # what running guests have done is kept this often
+    upkeep_s: float = 30.0  # old events are forgotten, and the log is shortened, this often
+    event_bytes: int = 256 << 20
+    event_age_s: float = 7 * 86_400
+    reserve: int = 1 << 20  # calls are refused while less than this is free on the disk
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
-    """The options of ``kickstand serve``. ``state_dir`` None or ``ephemeral``: nothing outlives the process."""
+    """The options of ``kickstand serve``. ``ephemeral``: nothing outlives the process."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -60,12 +73,15 @@ class Settings:
     engine: str = "script"
     allow_reset: bool = False
     ephemeral: bool = True
-    state_dir: Path | None = None
+    state_dir: Path | None = None  # None, unless ephemeral: the user's own
     limits: Limits = field(default_factory=Limits)
     streams: StreamSettings = field(default_factory=StreamSettings)
+    journal: JournalSettings = field(default_factory=JournalSettings)
 
     def __post_init__(self) -> None:
         """Refuse what would be unsafe or could never start."""
+        if self.ephemeral and self.state_dir is not None:
+            raise SettingsError("--state keeps state and --ephemeral keeps none: choose one of them")
         if not 0 <= self.port <= HIGHEST_PORT:
             raise SettingsError(f"port {self.port} is not between 0 and 65535")
         if not 0 <= self.vcpus <= self.limits.vcpus_per_vm:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -12,17 +14,22 @@ from starlette.exceptions import HTTPException
 
 from app.api.hub import Hub
 from app.api.sessions import Sessions
-from app.core.errors import KvmError
+from app.core.errors import KvmError, errno_name
 from app.core.vcpu import Cause
+from app.journal.directory import Directory, default_directory, warn
+from app.journal.journal import StateJournal
 from app.runtime.machine import Machine
 from app.runtime.registry import Registry
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from app.explore.jobs import Jobs
 
 T = TypeVar("T")
+logger = logging.getLogger("kickstand.api")
 DEFAULT_VM = "default"
+SLOW_S = 5.0  # a control call that waits longer is reported, with who holds what
+LATE_S = 1.0  # a loop that is late by more does not take new work in time
 LEAVE_S = 0.2  # how long parked runs may take to leave when the server stops
 
 
@@ -36,6 +43,8 @@ class Context:
         self.sessions = Sessions(settings.token())
         self.stopping = False
         self._jobs: Jobs | None = None
+        self.journal: StateJournal | None = None
+        self.refused: SettingsError | None = None  # why this server could not start
 
     @property
     def jobs(self) -> Jobs:
@@ -50,8 +59,29 @@ class Context:
     def _emit_exploration(self, name: str, fields: Mapping[str, object]) -> None:
         self.registry.log.emit(None, name, None, fields)
 
+    def open(self) -> None:
+        """Take the state directory. ``SettingsError``: another server has it, or it cannot be used."""
+        if self.journal is None and not self.settings.ephemeral:
+            directory = Directory(self.settings.state_dir or default_directory(), warn)
+            self.journal = StateJournal(directory, self.registry, self.settings.journal)
+            self.hub.history = self.journal
+
     async def start(self) -> None:
-        """Create the default VM, if the settings want one."""
+        """Bring back what was kept; on a directory that is new, or without one, create the default VM."""
+        self.open()
+        if self.journal is not None:
+            try:
+                await self.journal.start()
+            except SettingsError as error:
+                self.refused = error
+                raise
+            if self.journal.meta.get("default_vm"):
+                return
+        await self._create_default()
+        if self.journal is not None:
+            await self.journal.remember("default_vm", int(self.settings.default_vm))
+
+    async def _create_default(self) -> None:
         options = self.settings
         if options.default_vm:
             await self.registry.create(DEFAULT_VM, vcpus=options.vcpus, variant=options.variant, engine=options.engine)
@@ -61,7 +91,7 @@ class Context:
         if not self.settings.allow_reset:
             raise KvmError(errno.EPERM, "reset", "this server was started without --allow-reset")
         await self.registry.reset()
-        await self.start()
+        await self._create_default()
 
     async def stop(self) -> None:
         """End what clients wait for: parked runs leave by a signal, streams say ``bye``, other ioctls get EIO."""
@@ -73,9 +103,37 @@ class Context:
             await asyncio.wait([run.task for run in runs], timeout=LEAVE_S)
         if self._jobs is not None:
             await self._jobs.close()
+        if self.journal is not None:
+            await self._rest()
+            await self.journal.stop()
         self.hub.close()
         for machine in tuple(self.registry.machines.values()):
             await machine.destroy()
+
+    async def _rest(self) -> None:
+        """Get the server's own VMM threads out of KVM_RUN, so that registers and memory are of one moment."""
+        threads = [thread for machine in self.registry.machines.values() for thread in machine.threads.values()]
+        stopping = [asyncio.create_task(thread.stop()) for thread in threads]
+        if stopping:
+            _, late = await asyncio.wait(stopping, timeout=LEAVE_S)
+            for task in late:
+                task.cancel()
+
+    @property
+    def state_dir(self) -> Path | None:
+        """Where large things go; None: where the system puts them."""
+        return None if self.journal is None else self.journal.directory.path
+
+    def not_ready(self) -> str:
+        """Why new work should go elsewhere; empty if it should not."""
+        if self.stopping:
+            return "the server is shutting down"
+        if self.journal is not None:
+            if trouble := self.journal.trouble():
+                return f"{errno_name(trouble.errno)}: {trouble.detail}"
+            if self.journal.lag_s > LATE_S:
+                return f"the event loop is {self.journal.lag_s:.1f} s late"
+        return ""
 
     # -- limits ------------------------------------------------------------------------------------------
 
@@ -137,13 +195,32 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 async def _until_done_or_gone(request: Request, task: asyncio.Task[Any]) -> None:
     gone = asyncio.create_task(disconnected(request))
+    watchdog = asyncio.get_running_loop().call_later(SLOW_S, _tell_who_holds_what, request)
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
     finally:
+        watchdog.cancel()
         gone.cancel()
+
+
+def _tell_who_holds_what(request: Request) -> None:
+    """The watchdog: a control call that waits for long is named, with whoever it may be waiting for."""
+    machine = context_of(request).registry.machines.get(request.path_params.get("vm", DEFAULT_VM))
+    if machine is None:
+        return
+    vcpus = machine.vm.vcpus.values()
+    fields = {
+        "vm": machine.id,
+        "locks": machine.locks(),
+        "slots_lock": machine.vm.slots_lock.owner,
+        "mutexes": {vcpu.id: vcpu.mutex.owner for vcpu in vcpus if vcpu.mutex.owner is not None},
+        "states": {vcpu.id: vcpu.watched.state.value for vcpu in vcpus if vcpu.mutex.owner is not None},
+    }
+    message = f"{request.method} {request.url.path} has waited for {SLOW_S:.0f} s"
+    logger.warning("%s", message, extra={"fields": fields})
 
 
 async def disconnected(request: Request) -> None:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import problems
+from app.api import logs, problems
 from app.api.sessions import Sessions
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -49,12 +49,15 @@ class Guard:
     ``hosts`` are the names, besides loopback, that this server is reached by.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Iterable[str], max_body: int, sessions: Sessions) -> None:
+    def __init__(
+        self, app: ASGIApp, *, hosts: Iterable[str], max_body: int, larger: Mapping[str, int], sessions: Sessions
+    ) -> None:
         self.app = app
         given = {host.lower().strip("[]") for host in hosts}
         self.hosts = LOOPBACK | given
         self.any_address = bool(given & WILDCARD)
         self.max_body = max_body
+        self.larger = larger  # paths whose bodies may be larger
         self.sessions = sessions
         self._prefix = secrets.token_hex(4)
         self._numbers = count(1)
@@ -67,13 +70,14 @@ class Guard:
         headers: RawHeaders = dict(scope["headers"])
         request_id = self._request_id(headers)
         scope[problems.REQUEST_ID] = request_id
+        logs.request_id.set(request_id)  # in the task of this request
         send = _completed(scope, send, request_id)
         refusal = self._refusal(scope, headers)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
         try:
-            await self.app(scope, self._bounded(headers, receive), send)
+            await self.app(scope, self._bounded(scope, headers, receive), send)
         except Exception as error:
             if STARTED in scope:
                 raise
@@ -133,22 +137,24 @@ class Guard:
 
     def _check_length(self, scope: Scope, headers: RawHeaders) -> Response | None:
         length = headers.get(b"content-length")
-        if length is None or (length.isdigit() and int(length) <= self.max_body):
+        limit = self._limit(scope)
+        if length is None or (length.isdigit() and int(length) <= limit):
             return None
-        return self._too_large(scope)
+        return problems.http_failure(scope, 413, _too_large(limit), {"Connection": "close"})
 
-    def _too_large(self, scope: Scope) -> Response:
-        return problems.http_failure(scope, 413, self._too_large_detail, {"Connection": "close"})
+    def _limit(self, scope: Scope) -> int:
+        return self.larger.get(scope["path"], self.max_body)
 
-    @property
-    def _too_large_detail(self) -> str:
-        return f"the body is larger than the limit of {self.max_body} bytes"
-
-    def _bounded(self, headers: RawHeaders, receive: Receive) -> Receive:
+    def _bounded(self, scope: Scope, headers: RawHeaders, receive: Receive) -> Receive:
         """Count the bytes of a body whose length was not declared."""
         if b"transfer-encoding" not in headers:
             return receive
-        return _counted(receive, self.max_body, self._too_large_detail)
+        limit = self._limit(scope)
+        return _counted(receive, limit, _too_large(limit))
+
+
+def _too_large(limit: int) -> str:
+    return f"the body is larger than the limit of {limit} bytes"
 
 
 def same_origin(scope: Scope, headers: RawHeaders) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from app.core.errors import KvmError
 from app.runtime.events import EventLog, Record
@@ -83,8 +83,26 @@ class JsonLines(Wire):
 SSE, NDJSON = ServerSentEvents(), JsonLines()
 
 
+class Past(Protocol):
+    """Events that follow each other; ``lost`` before them are not known."""
+
+    @property
+    def records(self) -> list[Record]: ...
+
+    @property
+    def lost(self) -> int: ...
+
+
+class History(Protocol):
+    """Events that the ring does not hold any more, or not yet after a restart."""
+
+    async def read(self, after: int) -> Past | None:
+        """The next events after number ``after``; None: there are no more."""
+        ...
+
+
 class Hub:
-    """All streams of one server."""
+    """All streams of one server. ``history``, if there is one, goes further back than the log's ring."""
 
     def __init__(self, log: EventLog, settings: StreamSettings) -> None:
         self.log = log
@@ -92,6 +110,7 @@ class Hub:
         self.streams = 0  # open now
         self.gaps = 0  # told to slow readers so far
         self.closed = False
+        self.history: History | None = None
         self._sleepers: set[asyncio.Future[None]] = set()
         self._armed = False
         self._shared: dict[tuple[View, Wire, int], tuple[bytes, int]] = {}
@@ -145,11 +164,14 @@ class Hub:
         records, _ = self.log.since(seq, CHUNK)
         if not records:
             return b"", seq
+        return self.join(view, wire, records), records[-1].seq
+
+    def join(self, view: View, wire: Wire, records: list[Record]) -> bytes:
+        """Those of ``records`` that belong to a view, as one piece."""
         epoch = self.log.epoch
-        joined = b"".join(
+        return b"".join(
             wire.event(record.name, f"{epoch}-{record.seq}", record.data) for record in records if view.shows(record)
         )
-        return joined, records[-1].seq
 
     def behind(self, seq: int) -> bool:
         """A reader at ``seq`` has fallen too far back, or the ring has dropped what it needs."""
@@ -170,7 +192,7 @@ class Hub:
         seq = int(number)
         if seq > self.log.seq:
             return "future"
-        return "too_old" if self.behind(seq) else seq
+        return "too_old" if self.history is None and self.behind(seq) else seq
 
 
 def _set(woken: asyncio.Future[None]) -> None:

@@ -36,10 +36,12 @@ RAW = {"required": True, "content": {"application/octet-stream": {"schema": {"ty
 async def create_host_memory(machine: TheMachine, body: schemas.CreateHostMemory) -> Response:
     """Allocate host memory, as a VMM's mmap; zeroed, or filled."""
     unit = _fill_unit(body.fill)
+    machine.admit("mmap")
     arena = machine.memory.allocate(body.size, body.name)
     for offset, block in _blocks(unit, arena.size):
         machine.memory.write(arena.base + offset, block)
         await asyncio.sleep(0)
+    await machine.committed()
     return reply({"userspace_addr": hex(arena.base), "size": arena.size}, 201)
 
 
@@ -59,7 +61,9 @@ async def read_host_memory(
 @router.put("/host-memory/{userspace_addr}", status=204, body=RAW)
 async def write_host_memory(request: Request, machine: TheMachine, userspace_addr: HostAddress) -> Response:
     """Write the body into host memory, all of it or nothing."""
-    machine.memory.write(userspace_addr, await request.body())
+    content = await request.body()
+    machine.admit("write")
+    machine.memory.write(userspace_addr, content)
     return nothing()
 
 

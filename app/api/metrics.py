@@ -58,6 +58,13 @@ class _Machines(Collector):
         yield GaugeMetricFamily("kickstand_streams", "Event streams open", value=hub.streams)
         yield CounterMetricFamily("kickstand_stream_gaps", "Gaps told to slow readers of streams", value=hub.gaps)
         yield CounterMetricFamily("kickstand_events", "Events recorded", value=registry.log.seq)
+        yield GaugeMetricFamily("kickstand_ready", "New work is taken", value=not self._context.not_ready())
+        journal = self._context.journal
+        if journal is not None and journal.running:
+            for name, meaning, value in journal.gauges():
+                yield GaugeMetricFamily(f"kickstand_journal_{name}", meaning, value=value)
+            commits = journal.store.commits
+            yield CounterMetricFamily("kickstand_journal_commits", "Commits of the journal", value=commits)
 
 
 def _states(machines: tuple[Machine, ...]) -> Iterator[Metric]:
@@ -72,14 +79,16 @@ def _states(machines: tuple[Machine, ...]) -> Iterator[Metric]:
 def _vm_metrics(machines: tuple[Machine, ...]) -> Iterator[Metric]:
     kicks = CounterMetricFamily("kickstand_vm_kicks", "Kicks that opened a window", labels=("vm",))
     holds = GaugeMetricFamily("kickstand_vm_holds", "Open kick windows", labels=("vm",))
+    drains = CounterMetricFamily("kickstand_vm_drain_seconds", "Time that kicks waited for vCPUs", labels=("vm",))
     memory = GaugeMetricFamily("kickstand_vm_host_memory_bytes", "Host memory allocated", labels=("vm",))
     slots = GaugeMetricFamily("kickstand_vm_memory_slots", "Memory slots", labels=("vm",))
     for machine in machines:
         kicks.add_metric((machine.id,), machine.kick_id)
+        drains.add_metric((machine.id,), machine.drained_ns / 1e9)
         holds.add_metric((machine.id,), machine.vm.variant.holds)
         memory.add_metric((machine.id,), machine.memory.allocated)
         slots.add_metric((machine.id,), len(machine.vm.memslots.slots))
-    yield from (kicks, holds, memory, slots)
+    yield from (kicks, drains, holds, memory, slots)
 
 
 def _counters(machines: tuple[Machine, ...]) -> Iterator[Metric]:

@@ -46,6 +46,7 @@ STATUS = {
     errno.EAGAIN: 503,
     errno.ETIMEDOUT: 504,
     errno.ENOSPC: 507,
+    errno.EROFS: 507,
     errno.ENOMEM: 507,
 }
 # What a failure that HTTP itself knows would be as an ioctl.

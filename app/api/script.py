@@ -18,6 +18,7 @@ from app.api.hub import NDJSON, encode
 from app.api.operations import VM, Operations
 from app.api.replies import reply
 from app.core.errors import KvmError
+from app.runtime.durable import inside
 from app.runtime.machine import Machine
 from app.scripts.errors import ScriptError
 from app.scripts.player import play_script as played
@@ -47,7 +48,8 @@ async def play_script(request: Request, context: TheContext, machine: TheMachine
     """Play operations in order. With `Accept: application/x-ndjson` each result is sent when it is there."""
     results = _results(context, machine, body)
     if NDJSON.media_type not in request.headers.get("accept", ""):
-        return reply({"results": await while_connected(request, _all(results)), "seq": machine.log.seq})
+        answers_in_order = await while_connected(request, _as_one_call(machine, results))
+        return reply({"results": answers_in_order, "seq": machine.log.seq})
     first = await while_connected(request, _next(results))  # what is wrong with the script is still a problem
     return StreamingResponse(_lines(first, results), media_type=NDJSON.media_type)
 
@@ -69,6 +71,17 @@ async def _results(context: Context, machine: Machine, body: Script) -> AsyncIte
 
 async def _next(results: AsyncIterator[Result]) -> Result | None:
     return await anext(results, None)
+
+
+async def _as_one_call(machine: Machine, results: AsyncIterator[Result]) -> list[Result]:
+    """Play it, and keep its outcome once rather than after every operation."""
+    machine.admit("script")
+    token = inside.set(True)
+    try:
+        return await _all(results)
+    finally:
+        inside.reset(token)
+        await machine.committed()
 
 
 async def _all(results: AsyncIterator[Result]) -> list[Result]:

@@ -7,7 +7,7 @@ it is, both tasks of the stream are over when ``__call__`` returns.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request
@@ -60,6 +60,25 @@ class Stream:
             self.seq = point
             return self.wire.preamble()
         return self.wire.preamble() + self.gap({"reason": point, "after": resume[:64]}) + self.snapshot()
+
+    async def replay(self) -> AsyncIterator[bytes]:
+        """What was kept since the client's last event, up to where the ring goes on; each hole is told.
+
+        After a hole there is a snapshot at the end, because what happened in it is not known.
+        """
+        holes = False
+        while self.hub.history is not None and self.hub.behind(self.seq):
+            past = await self.hub.history.read(self.seq)
+            lost = self.hub.log.seq - self.seq if past is None else past.lost
+            if lost:
+                holes = True
+                yield self.gap({"reason": "lost", "count": lost, "from": self.seq + 1, "to": self.seq + lost})
+            if past is None:
+                break
+            self.seq = past.records[-1].seq
+            yield self.hub.join(self.view, self.wire, past.records)
+        if holes:
+            yield self.snapshot()
 
     def snapshot(self) -> bytes:
         """The whole state now; events go on from here."""
@@ -132,6 +151,8 @@ class EventStream(Response):
         stream, settings, loop = self.stream, self.stream.hub.settings, asyncio.get_running_loop()
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await self._send(send, stream.opening(self.resume))
+        async for past in stream.replay():
+            await self._send(send, past)
         sent_at = loop.time()
         while True:
             await stream.hub.wait(stream.seq, sent_at + settings.heartbeat_s - loop.time())

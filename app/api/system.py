@@ -88,9 +88,10 @@ async def healthz() -> Response:
 
 @router.get("/readyz", answer=answers.Health)
 async def readyz(context: TheContext) -> Response:
-    """Answer 200 while new work is taken, 503 when the server stops."""
-    if context.stopping:
-        raise HTTPException(503, "the server is shutting down")
+    """Answer 200 while new work is taken, 503 while the server stops, is late, or its journal cannot be written."""
+    why_not = context.not_ready()
+    if why_not:
+        raise HTTPException(503, why_not)
     return reply({"status": "ready"})
 
 

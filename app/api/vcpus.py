@@ -107,6 +107,7 @@ async def nmi(request: Request, machine: TheMachine, id: VcpuId) -> Response:
 async def signal(machine: TheMachine, id: VcpuId) -> Response:
     """Send a signal to the vCPU's thread; without a KVM_RUN it stays pending for the next."""
     machine.signal(id)
+    await machine.committed(id)
     return done(machine.log.seq)
 
 
@@ -122,6 +123,7 @@ async def start(machine: TheMachine, id: VcpuId, body: schemas.Start | None = No
     """Start a VMM thread in the server that loops KVM_RUN."""
     asked = body or schemas.Start()
     machine.start_thread(id, asked.behaviour, handle_exits=asked.handle_exits)
+    await machine.committed(id)
     return reply(machine.describe_vcpu(id))
 
 

@@ -11,7 +11,7 @@ import errno
 import mmap
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from app.core.errors import KvmError
@@ -19,6 +19,7 @@ from app.core.uapi import PAGE_SIZE
 
 BASE = 0x7F00_0000_0000
 GUARD = 16 * PAGE_SIZE  # never backed, so that running off an arena is a fault
+DISK_FULL = (errno.ENOSPC, errno.EROFS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,11 @@ class Run:
 
 
 class HostMemory:
-    """All arenas of one VMM. ``limit`` bounds their total size in bytes."""
+    """All arenas of one VMM. ``limit`` bounds their total size in bytes; ``back`` maps zeroed bytes for an arena."""
 
     def __init__(self, limit: int = 1 << 40) -> None:
         self.limit = limit
+        self.back: Callable[[str, int], mmap.mmap] = _map
         self.arenas: list[Arena] = []
         self._bases: list[int] = []
         self._next = BASE
@@ -58,7 +60,8 @@ class HostMemory:
     def allocate(self, size: int, name: str = "") -> Arena:
         """Allocate ``size`` zeroed bytes, rounded up to pages.
 
-        EINVAL: not positive; EEXIST: the name is taken; ENOMEM: over the limit, or the host has no more.
+        EINVAL: not positive; EEXIST: the name is taken; ENOMEM: over the limit, or the host has no more;
+        ENOSPC, EROFS: its file cannot be made.
         """
         if size <= 0:
             raise KvmError(errno.EINVAL, "mmap", f"size {size} is not positive", field="size")
@@ -70,13 +73,19 @@ class HostMemory:
                 errno.ENOMEM, "mmap", f"{size} bytes more would pass the limit of {self.limit}", field="size"
             )
         try:
-            buffer = _map(name, size)
+            buffer = self.back(name, size)
         except (OSError, OverflowError) as error:
-            raise KvmError(errno.ENOMEM, "mmap", f"the host cannot give {size} bytes: {error}", field="size") from error
-        arena = Arena(self._next, size, name, buffer, ctypes.addressof(ctypes.c_char.from_buffer(buffer)))
-        self._next += size + GUARD
+            code = getattr(error, "errno", None)
+            code = code if code in DISK_FULL else errno.ENOMEM
+            raise KvmError(code, "mmap", f"the host cannot give {size} bytes: {error}", field="size") from error
+        return self.adopt(self._next, name, buffer)
+
+    def adopt(self, base: int, name: str, buffer: mmap.mmap) -> Arena:
+        """Add memory that exists already, at host address ``base``, which is above all others."""
+        arena = Arena(base, len(buffer), name, buffer, ctypes.addressof(ctypes.c_char.from_buffer(buffer)))
+        self._next = base + arena.size + GUARD
         self.arenas.append(arena)
-        self._bases.append(arena.base)
+        self._bases.append(base)
         return arena
 
     def find(self, hva: int) -> Arena | None:

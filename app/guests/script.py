@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.core.atomics import Shared, atomic, choose, preempt
 from app.core.errors import KvmError
@@ -184,13 +184,15 @@ class ScriptGuest:
         self.memory = memory  # None in the explorer, where no step depends on the contents of memory
         self.position: Position = vcpu.vm.share(Position())
         self.program = tuple(program)
+        self.source: object = [["spin"]]  # what ``program`` was compiled from
         self.budget = SLICE  # steps until others may run; no local, so that it is no part of the explored state
         self.stored = dict.fromkeys(REGISTERS, 0) | {"rflags": 2}
         self.special: dict[str, object] = {}
 
-    def load_program(self, program: Sequence[Step]) -> None:
+    def load_program(self, program: Sequence[Step], source: object = None) -> None:
         """Replace the program and start at its top; the vCPU must not be in KVM_RUN."""
         self.program = tuple(program)
+        self.source = source
         self.position.at = 0
 
     async def enter(self, vcpu: Vcpu) -> Exit:
@@ -342,6 +344,17 @@ class ScriptGuest:
     def set_special_registers(self, changes: Mapping[str, object]) -> None:
         """Store values."""
         self.special.update(changes)
+
+    def saved(self) -> dict[str, Any]:
+        """The guest as JSON; its program apart, because it seldom changes."""
+        return {"at": self.position.at, "stored": self.stored, "special": self.special}
+
+    def load(self, saved: Mapping[str, Any], source: object) -> None:
+        """Become the guest that was saved. EINVAL: ``source`` is no program, or has no such step."""
+        self.load_program(compile_program(source), source)
+        self.set_registers({"rip": saved["at"]})
+        self.stored = {name: int(saved["stored"][name]) for name in self.stored}
+        self.special = dict(saved["special"])
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -38,18 +38,29 @@ class Record:
         return self._data
 
 
+def new_epoch() -> str:
+    """A name that no other numbering has."""
+    return secrets.token_hex(4)
+
+
 class EventLog:
     """Numbers events from 1 without a hole; ``epoch`` tells one numbering from another."""
 
     def __init__(
         self, capacity: int = CAPACITY, *, epoch: str | None = None, clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
-        self.epoch = epoch or secrets.token_hex(4)
+        self.epoch = epoch or new_epoch()
         self.seq = 0
         self.ring: deque[Record] = deque(maxlen=capacity)
         self._clock = clock
         self._start = clock()
         self._sleepers: list[Callable[[], None]] = []
+
+    def go_on(self, epoch: str, seq: int, elapsed_ns: int) -> None:
+        """Go on where another process stopped; before the first event."""
+        self.epoch = epoch
+        self.seq = seq
+        self._start = self._clock() - elapsed_ns
 
     @property
     def elapsed_ns(self) -> int:
@@ -59,7 +70,7 @@ class EventLog:
     def emit(self, vm: str | None, name: str, vcpu: int | None, fields: Mapping[str, object]) -> int:
         """Append an event, wake the readers that sleep, and return its number."""
         self.seq += 1
-        self.ring.append(Record(self.seq, self.elapsed_ns, vm, vcpu, name, fields))
+        self.ring.append(Record(self.seq, self._clock() - self._start, vm, vcpu, name, fields))
         if self._sleepers:
             sleepers, self._sleepers = self._sleepers, []
             for wake in sleepers:

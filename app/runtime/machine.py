@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from app.core.atomics import Effect, Task
 from app.core.errors import KvmError
-from app.core.memslots import Region
+from app.core.memslots import Region, Slot
 from app.core.trace import Event, VcpuState
 from app.core.uapi import Fd, MpState, ioctl_by_request, unknown_errno
 from app.core.variants import variant as find_variant
@@ -27,6 +27,7 @@ from app.guests.engines import engine_factory
 from app.guests.host_memory import HostMemory
 from app.guests.script import ScriptGuest, compile_program
 from app.runtime import views
+from app.runtime.durable import Journal, durable, inside
 from app.runtime.events import EventLog
 from app.runtime.history import History, RecordedMemory, keeps_history
 from app.runtime.runs import Run
@@ -37,6 +38,11 @@ T = TypeVar("T")
 DEFAULT_RUN_MS = 30_000
 
 
+@durable(
+    "create_vcpu", "create_irqchip", "irq_line", "signal_msi", "kick", "resume", "set_user_memory_region",
+    "memory_transaction", "get_dirty_log", "clear_dirty_log", "set_regs", "set_sregs", "set_mp_state", "interrupt",
+    "nmi", "set_program", "stop_thread",
+)  # fmt: skip
 @keeps_history(
     "create_vcpu", "create_irqchip", "irq_line", "signal_msi", "kick", "resume", "set_user_memory_region",
     "memory_transaction", "get_dirty_log", "clear_dirty_log", "start_run", "get_regs", "set_regs", "get_sregs",
@@ -67,10 +73,14 @@ class Machine:
         self.seed = seed
         self.log = log
         self.history = History()
+        self.journal: Journal | None = None
+        self.unsettled = 0  # windows that are opening, or belong to a transaction: nobody was told of them
+        self.settled: tuple[dict[int, Slot], dict[int, set[int]]] | None = None  # slots without an open transaction
         self.memory: HostMemory = RecordedMemory(memory_limit, self.history)
         self.threads: dict[int, VmmThread] = {}
         self.runs: set[Run] = set()
         self.kick_id = 0
+        self.drained_ns = 0  # all kicks together
         self.proceed = asyncio.Event()  # the resume flag of well-behaved userspace
         self.proceed.set()
         self._calls: set[asyncio.Task[Any]] = set()
@@ -130,6 +140,16 @@ class Machine:
     def _gone(self, ioctl: str) -> KvmError:
         return KvmError(errno.EIO, ioctl, f"virtual machine {self.id} is destroyed")
 
+    def admit(self, ioctl: str) -> None:
+        """Refuse a call while what it changes could not be kept. ENOSPC, EROFS; nothing has changed then."""
+        if self.journal is not None and not inside.get():
+            self.journal.check(ioctl)
+
+    async def committed(self, vcpu_id: int | None = None) -> None:
+        """Return once what was changed so far is kept, if anything is."""
+        if self.journal is not None and not inside.get():
+            await self.journal.committed(self, vcpu_id)
+
     def vcpu(self, vcpu_id: int) -> Vcpu:
         """Return one vCPU. ENOENT if there is none."""
         found = self.vm.vcpus.get(vcpu_id)
@@ -144,7 +164,7 @@ class Machine:
         steps = None if program is None else self._compile(program)
         vcpu = await self.call(self.vm.create_vcpu(vcpu_id, self.thread()))
         if steps is not None:
-            self._script(vcpu).load_program(steps)
+            self._script(vcpu).load_program(steps, program)
         self.log.emit(self.id, "kvm_create_vcpu", vcpu_id, {"mp_state": vcpu.arch.mp_state.name})
         return self.describe_vcpu(vcpu_id)
 
@@ -194,6 +214,7 @@ class Machine:
         started = time.monotonic_ns()
         if not was_open:
             self.kick_id += 1
+        self.unsettled += 1
         try:
             async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1000):
                 changed = await self.call(self.vm.kick_all_running_vcpus(self.thread("kicker")))
@@ -202,12 +223,16 @@ class Machine:
         except BaseException:
             self._open_gate()
             raise
+        finally:
+            self.unsettled -= 1
+        drain_ns = time.monotonic_ns() - started
+        self.drained_ns += drain_ns
         return {
             "kick_id": self.kick_id,
             "changed": changed,
             "vcpus_stopped": sum(vcpu.watched.state is VcpuState.USER for vcpu in inside),
             "holds": self.vm.variant.holds,
-            "drain_ns": time.monotonic_ns() - started,
+            "drain_ns": drain_ns,
             "seq": self.log.seq,
         }
 
@@ -235,7 +260,19 @@ class Machine:
 
     async def set_user_memory_region(self, region: Region) -> None:
         """KVM_SET_USER_MEMORY_REGION."""
+        await self._set_region(region)
+        if self.settled is not None:  # a transaction is open, and this is not part of it
+            self._settle(self.settled[0], region.slot)
+
+    async def _set_region(self, region: Region) -> None:
         await self.call(self.vm.set_user_memory_region(region, self.thread()))
+
+    def _settle(self, settled: dict[int, Slot], slot_id: int) -> None:
+        slot = self.vm.memslots.slots.get(slot_id)
+        if slot is None:
+            settled.pop(slot_id, None)
+        else:
+            settled[slot_id] = slot
 
     async def memory_transaction(self, regions: Sequence[Region], protect: str | None = None) -> dict[str, Any]:
         """Apply ``regions`` in order, all or none, protected by a kick, by the batch ioctl, or not at all.
@@ -245,6 +282,8 @@ class Machine:
         protect = protect or self.vm.variant.protects_by
         async with self._transaction:
             self._trace(Event.MEM_TRANSACTION, None, phase="begin", protect=protect, operations=len(regions))
+            slots = self.vm.memslots
+            self.settled = dict(slots.slots), {slot: set(pages) for slot, pages in slots.dirty.items()}
             try:
                 if protect == "kick":
                     drain_ns, window_ns = await self._in_window(regions)
@@ -253,16 +292,21 @@ class Machine:
                 else:
                     drain_ns, window_ns = 0, await self._timed(self._apply(regions))
             finally:
+                self.settled = None
                 self._trace(Event.MEM_TRANSACTION, None, phase="end", protect=protect)
         results = [{"ret": 0, "errno": None} for _ in regions]
         return {"results": results, "drain_ns": drain_ns, "window_ns": window_ns, "seq": self.log.seq}
 
     async def _in_window(self, regions: Sequence[Region]) -> tuple[int, int]:
         kicked = await self.kick()
+        self.unsettled += 1
         try:
             window_ns = await self._timed(self._apply(regions))
         finally:
-            await self.resume()
+            try:
+                await self.resume()
+            finally:
+                self.unsettled -= 1
         return kicked["drain_ns"], window_ns
 
     async def _timed(self, work: Coroutine[Any, Any, None]) -> int:
@@ -274,7 +318,7 @@ class Machine:
         before = self.vm.memslots.state()
         for index, region in enumerate(regions):
             try:
-                await self.set_user_memory_region(region)
+                await self._set_region(region)
             except KvmError as error:
                 if error.errno != errno.EIO:
                     await self.call(self.vm.restore_slots(before, self.thread()))
@@ -313,6 +357,7 @@ class Machine:
         """
         if self._dead:
             raise self._gone("KVM_RUN")
+        self.admit("KVM_RUN")
         vcpu = self.vcpu(vcpu_id)
         if nowait and vcpu.mutex.owner is not None:
             raise KvmError(errno.EBUSY, "KVM_RUN", f"vcpu {vcpu_id} is in an ioctl of another thread")
@@ -404,7 +449,9 @@ class Machine:
 
     def signal(self, vcpu_id: int) -> None:
         """Send a signal to the vCPU's thread; without a KVM_RUN it stays pending for the next."""
-        perform_now(self.vcpu(vcpu_id).send_signal())
+        vcpu = self.vcpu(vcpu_id)
+        self.admit("signal")
+        perform_now(vcpu.send_signal())
         self._wake_threads()
 
     def set_run_flag(self, vcpu_id: int, flag: str, value: bool) -> None:
@@ -416,13 +463,14 @@ class Machine:
         }
         if flag not in flags:
             raise KvmError(errno.EINVAL, "kvm_run", f"{flag!r} is none of {', '.join(flags)}", field="flag")
+        self.admit("kvm_run")
         perform_now(flags[flag](value))
 
     async def set_program(self, vcpu_id: int, program: object) -> None:
         """Load a script guest's program, from its top; waits for KVM_RUN to end. ENOTTY on other engines."""
         guest = self._script(self.vcpu(vcpu_id))
         steps = compile_program(program)
-        await self._locked(vcpu_id, lambda: guest.load_program(steps))
+        await self._locked(vcpu_id, lambda: guest.load_program(steps, program))
         self._wake_threads()
 
     def _script(self, vcpu: Vcpu) -> ScriptGuest:
@@ -449,6 +497,7 @@ class Machine:
         running = self.threads.get(vcpu_id)
         if running is not None and running.running:
             raise KvmError(errno.EBUSY, "start", f"vcpu {vcpu_id} has a thread already")
+        self.admit("start")
         self.threads[vcpu_id] = VmmThread(self, vcpu, behaviour, handle_exits=handle_exits)
 
     async def stop_thread(self, vcpu_id: int) -> None:

@@ -13,6 +13,7 @@ from app.core.errors import KvmError
 from app.core.variants import variant as find_variant
 from app.core.vm import Switches, System
 from app.guests.engines import engine_factory
+from app.runtime.durable import Journal, inside
 from app.runtime.events import EventLog
 from app.runtime.machine import Machine
 from app.settings import Limits
@@ -32,6 +33,7 @@ class Registry:
         self.log = log or EventLog()
         self.system = System()
         self.machines: dict[str, Machine] = {}
+        self.journal: Journal | None = None
         self._numbers = count(1)
 
     def get(self, vm_id: str) -> Machine:
@@ -60,9 +62,43 @@ class Registry:
         ENOSPC: over the number of VMs.
         """
         vm_id = vm_id or self._free_name()
+        machine = self.make(
+            vm_id, vcpus=vcpus, variant=variant, engine=engine, mode=mode, irqchip=irqchip, switches=switches, seed=seed
+        )
+        self.machines[vm_id] = machine
+        self.log.emit(vm_id, "kvm_create_vm", None, {"variant": variant, "engine": engine, "mode": mode})
+        token = inside.set(True)  # one record for all of it
+        try:
+            given = _programs(programs)
+            for vcpu_id in range(vcpus):
+                await machine.create_vcpu(vcpu_id, given.pop(vcpu_id, None))
+            _check_all_used(given)
+        except BaseException:
+            await self.destroy(vm_id)
+            raise
+        finally:
+            inside.reset(token)
+        await machine.committed()
+        return machine
+
+    def make(
+        self,
+        vm_id: str,
+        *,
+        vcpus: int = 0,
+        variant: str,
+        engine: str,
+        mode: str,
+        irqchip: bool,
+        switches: Mapping[str, Any] | None,
+        seed: int,
+    ) -> Machine:
+        """Make a machine without vCPUs that is not known here yet. Errors as ``create``, for ``vcpus`` to come."""
         self._check_create(vm_id, vcpus)
         find_variant(variant)
         engine_factory(engine, mode)
+        if self.journal is not None:
+            self.journal.check(CREATE)
         machine = _machine_class(engine)(
             vm_id,
             log=self.log,
@@ -75,16 +111,8 @@ class Registry:
             seed=seed,
             memory_limit=self.limits.memory_per_vm,
         )
-        self.machines[vm_id] = machine
-        self.log.emit(vm_id, "kvm_create_vm", None, {"variant": variant, "engine": engine, "mode": mode})
-        try:
-            given = _programs(programs)
-            for vcpu_id in range(vcpus):
-                await machine.create_vcpu(vcpu_id, given.pop(vcpu_id, None))
-            _check_all_used(given)
-        except BaseException:
-            await self.destroy(vm_id)
-            raise
+        if self.journal is not None and engine != "kvm":  # the real kernel's machines end with the process
+            self.journal.attach(machine)
         return machine
 
     async def destroy(self, vm_id: str) -> None:
@@ -94,6 +122,8 @@ class Registry:
         if self.machines.get(vm_id) is machine:
             del self.machines[vm_id]
             self.log.emit(vm_id, "kvm_destroy_vm", None, {})
+        if machine.journal is not None:
+            await machine.journal.forget(machine)
 
     async def reset(self) -> None:
         """Destroy everything."""

@@ -90,6 +90,7 @@ class Run:
             self.signal(Cause.CLIENT_DISCONNECT)
             raise
         result = self._given_up() if self.task.cancelled() else self.task.result()
+        await self.machine.committed(self.vcpu.id)
         cause = self._sent if result.cause is Cause.SIGNAL and self._sent is not None else result.cause
         kick_id = self.machine.kick_id if cause is Cause.USERSPACE_KICK else None
         return views.run_result(result, cause, kick_id, time.monotonic_ns() - self._started, self.machine.log.seq)

@@ -24,16 +24,17 @@ FLOATING_BUS = 0xFF  # what a read returns where no device answers
 class VmmThread:
     """A loop of KVM_RUN on one vCPU, until ``stop`` or an exit that ends the guest."""
 
-    def __init__(self, machine: Machine, vcpu: Vcpu, behaviour: str, *, handle_exits: bool) -> None:
+    def __init__(self, machine: Machine, vcpu: Vcpu, behaviour: str, *, handle_exits: bool, held: bool = False) -> None:
         self.machine = machine
         self.vcpu = vcpu
         self.behaviour = behaviour
         self.handle_exits = handle_exits
+        self.held = held  # it begins by waiting for the resume flag, as after a restart
         self.ended: str | None = None  # why it is not running any more
         self._spins_before = vcpu.watched.counters.spins
         self._stopping = False
         self._woken = asyncio.Event()
-        self._waiting: asyncio.Future[Any] | None = None
+        self._waiting = False  # in userspace, for a flag
         self.task = asyncio.create_task(self._loop())
 
     @property
@@ -55,8 +56,8 @@ class VmmThread:
         self._stopping = True
         self._woken.set()
         perform_now(self.vcpu.send_signal())
-        if self._waiting is not None:
-            self._waiting.cancel()
+        if self._waiting:
+            self.task.cancel()
         await asyncio.wait({self.task})
         perform_now(self.vcpu.task.take_signal())
 
@@ -68,6 +69,8 @@ class VmmThread:
     async def _loop(self) -> None:
         page: PageWrites | None = None
         try:
+            if self.held:
+                await self._wait(self.machine.proceed)
             while not self._stopping:
                 result = await perform(self.vcpu.run_from_userspace(page=page), self.machine.choose)
                 page = await self._handle(result)
@@ -104,15 +107,15 @@ class VmmThread:
 
     async def _wait(self, event: asyncio.Event) -> None:
         """Wait in userspace, until ``stop`` at the latest."""
-        self._waiting = asyncio.ensure_future(event.wait())
+        self._waiting = True
         try:
-            await self._waiting
+            await event.wait()
         except asyncio.CancelledError:
-            self._waiting.cancel()
             if not self._stopping:
                 raise
+            self.task.uncancel()
         finally:
-            self._waiting = None
+            self._waiting = False
 
 
 class _GuestEnded(Exception):

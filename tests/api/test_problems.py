@@ -34,7 +34,10 @@ def concrete(path):
 async def test_a_method_that_a_path_does_not_take_is_405_and_says_which_it_takes(client, path):
     response = await client.request("PATCH", concrete(path))
     assert_problem(response, 405, "ENOTTY")
-    assert set(response.headers["allow"].split(", ")) == {method.upper() for method in SCHEMA["paths"][path]}
+    taken = {method.upper() for method in SCHEMA["paths"][path]}
+    if path == "/vms/restore":  # which is the path of a VM of that name too
+        taken |= {"GET", "DELETE"}
+    assert set(response.headers["allow"].split(", ")) == taken
 
 
 @pytest.mark.parametrize("path", ROUTES)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import sys
 
 import pytest
 
@@ -213,7 +214,25 @@ async def test_an_ftrace_text_has_the_kernels_formats(client, vm):
     assert len((await client.get(f"{vm}/trace?format=ftrace&limit=1")).text.splitlines()) == 12 + 1
 
 
-async def test_a_trace_format_that_is_not_built_says_what_is_missing(client, vm):
+async def test_a_perfetto_trace_parsed_back_has_every_event_and_slices_that_end(client, machine, vm):
+    protos = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
+    await recorded(client, vm)
+    trace = protos.Trace()
+    trace.ParseFromString((await client.get(f"{vm}/trace?format=perfetto")).content)
+    events = [packet.track_event for packet in trace.packet if packet.HasField("track_event")]
+    told = [record for record in machine.log.ring if record.vm == machine.id and record.name != "vcpu_state"]
+    instants = [event for event in events if event.type == protos.TrackEvent.TYPE_INSTANT]
+    assert [(event.name, event.debug_annotations[0].int_value) for event in instants] == [
+        (record.name, record.seq) for record in told
+    ]
+    begun = [event.track_uuid for event in events if event.type == protos.TrackEvent.TYPE_SLICE_BEGIN]
+    ended = [event.track_uuid for event in events if event.type == protos.TrackEvent.TYPE_SLICE_END]
+    assert sorted(begun) == sorted(ended)
+    assert {"user", "guest", "kernel"} <= {event.name for event in events}
+
+
+async def test_a_trace_format_that_is_not_built_says_what_is_missing(client, vm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "perfetto.trace_builder.proto_builder", None)
     problem = assert_problem(await client.get(f"{vm}/trace?format=perfetto"), 501, "EOPNOTSUPP")
     assert "TrackEvent" in problem["detail"]
     assert_problem(await client.get(f"{vm}/trace?format=vcd"), 422, "EINVAL")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.core.userspace import IoctlCounts
 from app.core.variants.base import Variant
@@ -43,6 +43,10 @@ class AccelBlocker(Variant):
 
     async def take_back(self, task: Task) -> None:
         await self.resume(task)
+
+    def load(self, saved: dict[str, Any], process: str) -> None:
+        super().load(saved, process)
+        self.ioctls.inhibitor = process if self.holds else None
 
     async def ioctl_begin(self, task: Task, vcpu: Vcpu | None = None) -> bool:
         """``accel_ioctl_begin``, ``accel_cpu_ioctl_begin``: wait while the count is locked at zero."""

@@ -6,7 +6,7 @@ places where the proposals differ; the base class is a kernel without any of the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from app.core.atomics import Task
@@ -45,6 +45,14 @@ class Variant:
 
     async def take_back(self, task: Task) -> None:
         """Undo a KICK whose caller was killed before it returned; must not block."""
+
+    def saved(self, unsettled: int = 0) -> dict[str, Any]:
+        """What outlives the process, as JSON: the open windows, without ``unsettled`` ones that nobody was told of."""
+        return {"holds": self.holds}
+
+    def load(self, saved: dict[str, Any], process: str) -> None:
+        """Put ``saved`` back, the windows as those of ``process``; no vCPU is in KVM_RUN."""
+        self.holds = int(saved["holds"])
 
     # -- KVM_RUN -----------------------------------------------------------------------------------------
 

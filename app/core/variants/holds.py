@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.core.atomics import Shared, atomic, blocked
 from app.core.requests import Request, make_all_cpus_request
@@ -132,6 +132,14 @@ class Holds(Variant):
         released = await self.window.release(task.process)
         self.holds -= released
         return released
+
+    def saved(self, unsettled: int = 0) -> dict[str, Any]:
+        holders = self.window.holders[: max(0, len(self.window.holders) - unsettled)]
+        return {"holds": len(holders)}
+
+    def load(self, saved: dict[str, Any], process: str) -> None:
+        super().load(saved, process)
+        self.window.holders = (process,) * self.holds
 
     async def run_begin(self, vcpu: Vcpu) -> object | None:
         vcpu.show(VcpuState.BLOCKED if self.holds else VcpuState.WAITING)

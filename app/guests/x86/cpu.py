@@ -279,7 +279,7 @@ class X86Cpu:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Become the CPU that ``state`` describes."""
-        data = zlib.decompress(base64.b64decode(state["registers"]))
+        data = zlib.decompressobj().decompress(base64.b64decode(state["registers"]), STATE_SIZE + 1)
         if state["format"] != _SNAPSHOT_FORMAT or len(data) != STATE_SIZE:
             raise ValueError("the snapshot was made by another guest engine")
         self.close()
@@ -288,6 +288,7 @@ class X86Cpu:
         queued = Event.from_json(state["queued"])
         events = Events(queued, state["interrupt"], state["nmis"], state["nmi_masked"])
         self._state = CpuState.from_buffer_copy(data)
+        ctypes.memset(ctypes.addressof(self._state.breakpoints), 0, ctypes.sizeof(self._state.breakpoints))
         self._emulator = self._make_emulator(events)
         self._emulator.pending = load_pending(state["pending"])
         self._emulator.shared.load(state["shared"])

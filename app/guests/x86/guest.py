@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.core.atomics import Killed, outside, preempt
 from app.core.guest import Exit, InterruptedExit, IoExit, MmioExit, WindowExit
@@ -143,6 +143,14 @@ class X86Guest:
     def set_special_registers(self, changes: Mapping[str, object]) -> None:
         """KVM_SET_SREGS for the named registers."""
         self.cpu.set_special_registers(changes)
+
+    def saved(self) -> dict[str, Any]:
+        """The CPU as JSON; not while its thread is in guest mode."""
+        return self.cpu.state()
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Become the CPU that was saved. ``ValueError``: another engine's."""
+        self.cpu.load(saved)
 
     def close(self) -> None:
         """Give the translator and the guest thread back."""
