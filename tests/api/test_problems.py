@@ -26,7 +26,7 @@ LISTS = ("/program", "/script")  # bodies that are lists have no fields
 
 def concrete(path):
     """A path with parameters that exist."""
-    values = {"vm": "default", "id": "0", "slot": "0", "userspace_addr": "0x7f0000000000"}
+    values = {"vm": "default", "id": "0", "slot": "0", "userspace_addr": "0x7f0000000000", "exploration": "x1"}
     return re.sub(r"\{(\w+)\}", lambda match: values[match[1]], path)
 
 
