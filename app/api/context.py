@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Coroutine, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -23,7 +24,7 @@ from app.runtime.registry import Registry
 from app.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from app.explore.jobs import Jobs
+    from app.explore.jobs import Job, Jobs
 
 T = TypeVar("T")
 logger = logging.getLogger("kickstand.api")
@@ -46,15 +47,27 @@ class Context:
         self.journal: StateJournal | None = None
         self.refused: SettingsError | None = None  # why this server could not start
 
-    @property
-    def jobs(self) -> Jobs:
-        """The explorations; the explorer is loaded with the first look at them."""
+    async def jobs(self) -> Jobs:
+        """The explorations. The explorer is loaded with the first one, beside the loop: it takes a while."""
         if self._jobs is None:
-            from app.explore.jobs import Jobs  # noqa: PLC0415
-
+            module = await asyncio.to_thread(import_module, "app.explore.jobs")
             limits = self.settings.limits
-            self._jobs = Jobs(self._emit_exploration, limit=limits.explorations, max_states=limits.exploration_states)
+            self._jobs = self._jobs or module.Jobs(
+                self._emit_exploration, limit=limits.explorations, max_states=limits.exploration_states
+            )
         return self._jobs
+
+    @property
+    def explorations(self) -> Mapping[str, Job]:
+        """The jobs that there are, by id."""
+        return {} if self._jobs is None else self._jobs.jobs
+
+    def exploration(self, job_id: str) -> Job:
+        """Return one job. ENOENT if there is none of that id."""
+        found = self.explorations.get(job_id)
+        if found is None:
+            raise KvmError(errno.ENOENT, "explore", f"there is no exploration {job_id!r}", field="exploration")
+        return found
 
     def _emit_exploration(self, name: str, fields: Mapping[str, object]) -> None:
         self.registry.log.emit(None, name, None, fields)

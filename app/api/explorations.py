@@ -53,24 +53,26 @@ class Explorations(BaseModel):
 @router.post("/explorations", answer=Exploration, status=202)
 async def start_exploration(context: TheContext, body: Explore | None = None) -> Response:
     """Start the explorer in a process of its own; progress and verdicts are also on ``/events``."""
-    job = context.jobs.start((body or Explore()).asked())
+    jobs = await context.jobs()
+    job = jobs.start((body or Explore()).asked())
     return reply(job.describe(), 202, {"Location": f"/explorations/{job.id}"})
 
 
 @router.get("/explorations", answer=Explorations)
 async def list_explorations(context: TheContext) -> Response:
     """List the jobs."""
-    return reply({"explorations": [job.describe(cells=False) for job in context.jobs.jobs.values()]})
+    return reply({"explorations": [job.describe(cells=False) for job in context.explorations.values()]})
 
 
 @router.get("/explorations/{exploration}", answer=Exploration)
 async def get_exploration(context: TheContext, exploration: str) -> Response:
     """Describe one job: how far it is, and each cell that is decided, counterexamples included."""
-    return reply(context.jobs.get(exploration).describe())
+    return reply(context.exploration(exploration).describe())
 
 
 @router.delete("/explorations/{exploration}", status=204)
 async def delete_exploration(context: TheContext, exploration: str) -> Response:
     """End a job if it runs, and forget it."""
-    await context.jobs.remove(exploration)
+    job = context.exploration(exploration)
+    await (await context.jobs()).remove(job)
     return nothing()

@@ -93,18 +93,10 @@ class Jobs:
         except ScenarioError as error:
             raise _wrong(None, str(error)) from error
 
-    def get(self, job_id: str) -> Job:
-        """Return one job. ENOENT if there is none of that id."""
-        found = self.jobs.get(job_id)
-        if found is None:
-            raise KvmError(errno.ENOENT, "explore", f"there is no exploration {job_id!r}", field="exploration")
-        return found
-
-    async def remove(self, job_id: str) -> None:
-        """End a job if it runs, and forget it. ENOENT if there is none of that id."""
-        job = self.get(job_id)
+    async def remove(self, job: Job) -> None:
+        """End a job if it runs, and forget it."""
         await self._end(job)
-        self.jobs.pop(job_id, None)
+        self.jobs.pop(job.id, None)
 
     async def close(self) -> None:
         """End every job."""
