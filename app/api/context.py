@@ -8,6 +8,7 @@ import logging
 from collections.abc import Coroutine, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -51,11 +52,18 @@ class Context:
         """The explorations. The explorer is loaded with the first one, beside the loop: it takes a while."""
         if self._jobs is None:
             module = await asyncio.to_thread(import_module, "app.explore.jobs")
-            limits = self.settings.limits
-            self._jobs = self._jobs or module.Jobs(
-                self._emit_exploration, limit=limits.explorations, max_states=limits.exploration_states
-            )
+            self._jobs = self._made_jobs(module)
         return self._jobs
+
+    def _made_jobs(self, module: ModuleType) -> Jobs:
+        """The jobs that another request made meanwhile, else new ones."""
+        if self._jobs is not None:
+            return self._jobs
+        limits = self.settings.limits
+        jobs: Jobs = module.Jobs(
+            self._emit_exploration, limit=limits.explorations, max_states=limits.exploration_states
+        )
+        return jobs
 
     @property
     def explorations(self) -> Mapping[str, Job]:
