@@ -35,7 +35,8 @@ EMULATOR, DEVICE = "x86", "kvm"
 EVENTS = 256
 Fails = Callable[[list[Operation]], Awaitable[bool]]
 CODE_HEX = 2_048  # longer writes are no programs
-RUN_TIMEOUT_MS = 500  # generated guests do not loop for ever, shrunk ones may
+RUN_TIMEOUT_MS = 10_000  # generated guests spin until they are kicked, however busy the machine is
+SHRUNK_TIMEOUT_MS = 500  # shrunk ones may loop for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Differential:
     async def _play(self, engine: str, operations: Sequence[Operation]) -> list[Result]:
         machine = await self._registry.create(engine=engine, variant=VARIANT)
         try:
-            player = Player(machine, run_timeout_ms=RUN_TIMEOUT_MS)
+            player = Player(machine, run_timeout_ms=SHRUNK_TIMEOUT_MS)
             return [await _played(player, operation) for operation in operations]
         finally:
             await self._registry.destroy(machine.id)
