@@ -31,7 +31,7 @@ export function install(app) {
 }
 
 function writing(target) {
-  return target instanceof Element && target.closest("input, select, textarea") !== null;
+  return target instanceof Element && target.closest("input:not([type=checkbox]), select, textarea") !== null;
 }
 
 /** Go to the filter of this view, or to the table's. */
