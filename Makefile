@@ -42,7 +42,7 @@ screenshots: $(DEV) $(BROWSER) ## take the dashboard's pictures again
 
 # Keeps the locked versions that still fit; ARGS=--upgrade takes the newest.
 LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+	--no-emit-index-url --no-emit-find-links --no-strip-extras --custom-compile-command "make lock"
 
 lock: $(DEV) ## make both lock files again from pyproject.toml
 	$(BIN)/$(LOCK) --group build $(ARGS) --output-file requirements.lock

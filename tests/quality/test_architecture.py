@@ -89,7 +89,7 @@ def test_every_locked_package_has_a_version_and_hashes(path):
     lines = [line for line in text.splitlines() if line.strip()]
     assert lines
     for line in lines:
-        assert re.match(r"[a-z0-9][a-z0-9.-]*==[\w.]+ .*--hash=sha256:[0-9a-f]{64}", line), line
+        assert re.match(r"[a-z0-9][a-z0-9.-]*(?:\[[a-z0-9,-]+\])?==[\w.]+ .*--hash=sha256:[0-9a-f]{64}", line), line
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
