@@ -2,6 +2,8 @@
 
 import { el, put } from "./dom.js";
 import { enter } from "./session.js";
+import { story, told } from "./story.js";
+import * as url from "./url.js";
 
 /** The server wants its token. */
 export function login(root, admitted) {
@@ -20,9 +22,10 @@ export function login(root, admitted) {
   code.focus();
 }
 
-/** The invitation, while nothing runs anywhere; and what a restart of the server means. */
-export function hero(root, app) {
-  const start = el("button", { class: "primary", id: "story", onclick: () => story() }, "Start the story");
+/** The invitation, while nothing runs anywhere; then the story; and what a restart of the server means. */
+export function notices(root, app) {
+  const telling = story(app);
+  const start = el("button", { class: "primary", id: "story", onclick: () => run() }, "Start the story");
   const guided = el("button", { id: "guided", onclick: () => app.startTour() }, "Take the tour instead");
   const invitation = el("div", { class: "notice hero" },
     el("div", {},
@@ -35,14 +38,17 @@ export function hero(root, app) {
   let dismissed = 0;
   let state = "";
   app.frame.slow.add(() => {
-    const idle = [...app.store.vms.values()].every((vm) => vm.pristine) && document.querySelector("#tour")?.hasAttribute("hidden");
-    const next = `${idle}${app.store.restarts > dismissed}`;
+    const here = url.get("view", "overview") === "overview"; // elsewhere it would be in the way
+    const idle = here && [...app.store.vms.values()].every((vm) => vm.pristine) && document.querySelector("#tour")?.hasAttribute("hidden");
+    const vm = here ? told(app) : null;
+    if (vm) telling.tell(vm);
+    const next = `${idle}${vm !== null}${app.store.restarts > dismissed}`;
     if (next === state) return;
     state = next;
-    put(root, app.store.restarts > dismissed ? restarted : null, idle ? invitation : null);
+    put(root, app.store.restarts > dismissed ? restarted : null, idle ? invitation : vm ? telling.node : null);
   });
 
-  async function story() {
+  async function run() {
     start.setAttribute("aria-disabled", "true");
     app.open("overview");
     await app.runner.story();
