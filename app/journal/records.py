@@ -17,9 +17,9 @@ from app.core.trace import VcpuState
 from app.core.uapi import PAGE_SHIFT, InternalError
 from app.core.vcpu import Vcpu
 from app.guests.script import ScriptGuest
+from app.journal.format import FORMAT
 from app.runtime.machine import Machine
 
-FORMAT = 1
 MOST_DIRTY = 1 << 24  # pages of one slot: 64 GiB
 EXITS: dict[str, type[UserExit]] = {
     kind.__name__: kind for kind in (IoExit, MmioExit, HltExit, ShutdownExit, InternalErrorExit, WindowExit)
