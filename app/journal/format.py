@@ -146,6 +146,7 @@ class Machine(Part):
     window: Window
     vcpus: Annotated[list[VcpuId], Field(max_length=MAX_VCPUS)]
     requests: Annotated[list[Unsigned], Field(max_length=MAX_VCPUS)]
+    running: bool
     threads: Annotated[list[tuple[VcpuId, Literal["well", "careless"], bool]], Field(max_length=MAX_VCPUS)]
     memory: Annotated[list[tuple[Unsigned, Count, str]], Field(max_length=MOST_ARENAS)]
     files: list[str]

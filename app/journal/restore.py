@@ -19,7 +19,7 @@ from app.core.uapi import KVM_REGS, KVM_SREGS, ExitReason, MpState
 from app.core.vcpu import Counters, Vcpu
 from app.guests.script import ScriptGuest
 from app.journal.format import COUNTERS, CPU, FORMAT, MACHINE, SLOTS, check
-from app.journal.records import load_exit, load_slots
+from app.journal.records import all_dirty, load_exit, load_slots
 from app.runtime.machine import Machine
 from app.runtime.registry import Registry
 from app.runtime.userspace import VmmThread
@@ -104,6 +104,8 @@ def _load(machine: Machine, saved: Saved) -> None:
     machine.history.dropped = 1  # what led here is not known: the script of this machine cannot be replayed
     vm.memslots.load(saved.slots)
     vm.memslots.generation += 1
+    if saved.vm["running"]:
+        all_dirty(vm.memslots, machine.memory)
     for vcpu_id, bits in zip(saved.vm["vcpus"], saved.vm["requests"], strict=True):
         vcpu = vm.prepare_vcpu(vcpu_id)
         vm.vcpus[vcpu_id] = vcpu
