@@ -8,14 +8,13 @@ import { el, put, say, sync } from "./dom.js";
 import { Frame } from "./frame.js";
 import { install as installKeys } from "./keys.js";
 import { Live } from "./live.js";
-import { login, notices } from "./notices.js";
+import { notices } from "./notices.js";
 import { Runner } from "./runner.js";
-import { exchangeCode } from "./session.js";
 import { STATES } from "./states.js";
 import { Store } from "./store.js";
 import { begin } from "./story.js";
 import * as url from "./url.js";
-import { VIEWS } from "./views/index.js";
+import { VIEWS, load } from "./views/index.js";
 
 const ANNOUNCE_MS = 1000;
 
@@ -57,7 +56,7 @@ async function route() {
   if (shown.name === view.name) return;
   shown.stop();
   shown = { name: view.name, stop: () => {} };
-  const show = await view.load().catch(() => null); // the server may be away
+  const show = await load(view.name).catch(() => null); // the server may be away
   if (shown.name !== view.name) return; // somebody was faster
   if (!show) return void (shown.name = "");
   scrollTo(0, 0);
@@ -122,14 +121,15 @@ function speak() {
 }
 
 async function start() {
-  const admitted = await exchangeCode();
+  const coded = url.get("code") !== "" && (await import("./session.js"));
+  const admitted = !coded || (await coded.exchangeCode());
   const address = location.hash;
   header();
   connection(document.querySelector("#connection"), app);
   await live.start();
   if (live.status === "refused") {
-    login(document.querySelector("#banner"), admitted);
-    return;
+    const { login } = await import("./session.js");
+    return login(document.querySelector("#banner"), admitted);
   }
   app.info = get("/kvm");
   controls(document.querySelector("#controls"), app);

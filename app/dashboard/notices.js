@@ -1,26 +1,8 @@
-/** What stands above the views: the way in, the invitation to the story, word of a restart. */
+/** What stands above the views: the invitation to the story, word of a restart. */
 
 import { el, put } from "./dom.js";
-import { enter } from "./session.js";
 import { story, told } from "./story.js";
 import * as url from "./url.js";
-
-/** The server wants its token. */
-export function login(root, admitted) {
-  const code = el("input", { id: "code", autocomplete: "off", spellcheck: "false" });
-  const word = el("p", { role: "alert" }, admitted ? "" : "The code of that address is wrong, or was used already.");
-  const submit = async (event) => {
-    event.preventDefault();
-    const given = code.value.trim();
-    if (await enter(given.includes("#code=") ? given.split("#code=")[1] : given)) location.reload();
-    else word.textContent = "That code is wrong, or was used already. A new start of the server prints a new one.";
-  };
-  put(root, el("form", { class: "notice", onsubmit: submit },
-    el("h2", {}, "This server wants its token"),
-    el("p", {}, "Open the address that it printed when it started, or paste it here. Its code works once and becomes a session of this browser."),
-    el("label", { for: "code" }, "Address or code"), code, el("button", { class: "primary" }, "Enter"), word));
-  code.focus();
-}
 
 /** The invitation, while nothing runs anywhere; then the story; and what a restart of the server means. */
 export function notices(root, app) {
@@ -30,8 +12,7 @@ export function notices(root, app) {
   const invitation = el("div", { class: "notice hero" },
     el("div", {},
       el("h2", {}, "Nothing runs yet"),
-      el("p", {}, "A vCPU is a thread that calls KVM_RUN and executes guest code until something needs its VMM. A ",
-        el("b", {}, "kick"), " gets every vCPU out of KVM_RUN and keeps it out, so that the VMM can change the memory map with nobody looking. Start four guests and watch what that means.")),
+      el("p", {}, "Start four guests, and watch what a ", el("b", {}, "kick"), " does: it gets every vCPU out of KVM_RUN and keeps it out, so that the VMM can change the memory map with nobody looking.")),
     el("div", { class: "buttons" }, start, guided));
   const restarted = el("p", { class: "notice" }, "The server was restarted: what you see is its new state. ",
     el("button", { class: "small", onclick: () => (dismissed = app.store.restarts) }, "Understood"));

@@ -8,10 +8,9 @@ import { STORY } from "./actions.js";
 import { el, put, say } from "./dom.js";
 import { count, plural } from "./format.js";
 
-const SETTING = "kickstand-story";
-const LOCK = "kickstand-story";
+const NAME = "kickstand-story"; // of the setting, and of the lock
 
-/** @type {{title: string, text: string, id?: string, label?: (vm: any) => string, action?: (vm: any) => string, found: (vm: any, results: Map<string, any>) => string}[]} */
+/** What each step says, what its button does, and what came of it. */
 const STEPS = [
   {
     title: "Four vCPUs run",
@@ -46,18 +45,18 @@ function result(results, id) {
 
 /** The story's VM, while its story is to be told. */
 export function told(app) {
-  const hidden = localStorage.getItem(SETTING) === "off" || !document.querySelector("#tour")?.hasAttribute("hidden");
+  const hidden = localStorage.getItem(NAME) === "off" || !document.querySelector("#tour")?.hasAttribute("hidden");
   const vm = app.runner.current === STORY.name && app.vm();
   return vm && !hidden && vm.slots.length ? vm : null;
 }
 
 /** Begin by itself where that can disturb nobody: the page was opened without a wish, and nothing has ever run. */
 export function begin(app, address) {
-  const wished = address.length > 1 || document.hidden || localStorage.getItem(SETTING) === "off";
+  const wished = address.length > 1 || document.hidden || localStorage.getItem(NAME) === "off";
   const used = [...app.store.vms.values()].some((vm) => vm.id !== "default" || !vm.pristine);
   if (wished || used) return;
   const once = (lock) => lock && app.runner.story();
-  if (navigator.locks) void navigator.locks.request(LOCK, { ifAvailable: true }, once);
+  if (navigator.locks) void navigator.locks.request(NAME, { ifAvailable: true }, once);
   else void once(true);
 }
 
@@ -66,9 +65,9 @@ export function story(app) {
   const rows = STEPS.map((step) => {
     const button = step.id ? el("button", { type: "button", class: "primary", id: step.id, onclick: () => app.runner.run(step.action(app.vm()), { form: ROUNDS }) }) : null;
     const found = el("p", { class: "found" });
-    return { step, button, found, node: el("li", {}, el("h3", {}, step.title), el("p", {}, step.text), button, found) };
+    return { step, button, found, node: el("li", {}, el("h2", {}, step.title), el("p", {}, step.text), button, found) };
   });
-  const hide = () => localStorage.setItem(SETTING, "off");
+  const hide = () => localStorage.setItem(NAME, "off");
   const remove = el("button", { class: "small", id: "story-end", onclick: () => (hide(), void app.runner.discard(STORY.name)) }, "Stop and remove it");
   const node = el("section", { class: "notice telling", "aria-label": "The story" },
     el("ol", {}, rows.map((row) => row.node)),
