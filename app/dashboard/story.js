@@ -51,13 +51,12 @@ export function told(app) {
 }
 
 /** Begin by itself where that can disturb nobody: the page was opened without a wish, and nothing has ever run. */
-export function begin(app, address) {
+export async function begin(app, address) {
   const wished = address.length > 1 || document.hidden || localStorage.getItem(NAME) === "off";
   const used = [...app.store.vms.values()].some((vm) => vm.id !== "default" || !vm.pristine);
   if (wished || used) return;
   const once = (lock) => lock && app.runner.story();
-  if (navigator.locks) void navigator.locks.request(NAME, { ifAvailable: true }, once);
-  else void once(true);
+  await (navigator.locks ? navigator.locks.request(NAME, { ifAvailable: true }, once) : once(true));
 }
 
 /** The bar with the steps. */
