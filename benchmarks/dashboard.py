@@ -66,7 +66,8 @@ LOADED = """performance.getEntriesByType('resource').filter(({ name }) => name.e
     .reduce((sum, { encodedBodySize }) => sum + encodedBodySize, 0) / 1000"""
 # When a vCPU has been seen to enter its guest, from the moment the address was entered.
 MOVING = """new Promise((resolve) => {
-    const look = () => (window.kickstand?.vm()?.total('entries') > 0 ? resolve(performance.now()) : setTimeout(look, 5));
+    const entered = () => window.kickstand?.vm()?.total('entries') > 0;
+    const look = () => (entered() ? resolve(performance.now()) : setTimeout(look, 5));
     look();
 })"""
 
