@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
 from types import coroutine
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 T = TypeVar("T")
@@ -64,8 +64,7 @@ class Shared:
             wake()
 
 
-@dataclass(frozen=True, slots=True)
-class Blocked:
+class Blocked(NamedTuple):
     """The guard of an operation does not hold: perform it again after one of ``objects`` has changed."""
 
     objects: tuple[Shared, ...]
@@ -140,8 +139,11 @@ class Mutex(Shared):
 
     async def lock(self, tid: str) -> None:
         """``mutex_lock``. A thread that is killed while it waits leaves the queue."""
-        if await self.lock_or_queue(tid):
-            return
+        if not await self.lock_or_queue(tid):
+            await self.wait(tid)
+
+    async def wait(self, tid: str) -> None:
+        """The rest of ``lock`` for a thread that stands in the queue."""
         try:
             await self.wait_turn(tid)
         except Killed:

@@ -28,7 +28,17 @@ def _arch(nr: int, flags: int = 0) -> int:
 
 
 class Request(IntEnum):
-    """``KVM_REQ_*`` as the kernel encodes them: bit number in the low byte, flags above it."""
+    """``KVM_REQ_*`` as the kernel encodes them: bit number in the low byte, flags above it.
+
+    ``nr`` is the bit number in ``vcpu->requests``, ``bit`` the same as a mask.
+    """
+
+    nr: int
+    bit: int
+
+    def __init__(self, value: int) -> None:
+        self.nr = value & REQUEST_MASK
+        self.bit = 1 << self.nr
 
     TLB_FLUSH = 0 | WAIT | NO_WAKEUP
     VM_DEAD = 1 | WAIT | NO_WAKEUP
@@ -67,16 +77,6 @@ class Request(IntEnum):
     UPDATE_CPU_DIRTY_LOGGING = _arch(30, WAIT | NO_WAKEUP)
     MMU_FREE_OBSOLETE_ROOTS = _arch(31, WAIT | NO_WAKEUP)
     USERSPACE_KICK = _arch(32, WAIT)
-
-    @property
-    def nr(self) -> int:
-        """The bit number in ``vcpu->requests``."""
-        return self & REQUEST_MASK
-
-    @property
-    def bit(self) -> int:
-        """The request's bit as a mask."""
-        return 1 << (self & REQUEST_MASK)
 
     @property
     def kernel_name(self) -> str:
@@ -206,7 +206,7 @@ async def make_all_cpus_request(vcpus: Iterable[Vcpu], request: Request) -> int:
     that was woken from sleep is not waited for, and none is waited for to leave KVM_RUN. Returns the
     number of vCPUs that were interrupted or woken.
     """
-    targets: tuple[Vcpu, ...] = ()
+    targets: list[Vcpu] = []
     reached = 0
     for vcpu in vcpus:
         if not request & NO_ACTION:
@@ -217,7 +217,7 @@ async def make_all_cpus_request(vcpus: Iterable[Vcpu], request: Request) -> int:
         old = await vcpu.mode.exiting()
         if old is Mode.IN_GUEST_MODE or (request & WAIT and old is not Mode.OUTSIDE_GUEST_MODE):
             await vcpu.send_ipi()
-            targets += (vcpu,)
+            targets.append(vcpu)
             reached += 1
     if request & WAIT:
         for vcpu in targets:

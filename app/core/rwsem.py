@@ -47,17 +47,14 @@ class RwSemaphore(Shared):
 
         A killed thread (``Killed``) leaves the queue or gives back what it was granted meanwhile.
         """
-        if await self.read_or_queue(task.tid):
-            return True
-        return await self._wait(task, Side.READ, killable)
+        return await self.read_or_queue(task.tid) or await self.wait(task, Side.READ, killable=killable)
 
     async def down_write(self, task: Task, *, killable: bool = False) -> bool:
         """Take the write side; result and cancellation as ``down_read``."""
-        if await self.write_or_queue(task.tid):
-            return True
-        return await self._wait(task, Side.WRITE, killable)
+        return await self.write_or_queue(task.tid) or await self.wait(task, Side.WRITE, killable=killable)
 
-    async def _wait(self, task: Task, side: Side, killable: bool) -> bool:
+    async def wait(self, task: Task, side: Side, *, killable: bool = False) -> bool:
+        """The rest of ``down_read`` or ``down_write`` for a thread that stands in the queue."""
         try:
             if not killable:
                 await self.wait_turn(task.tid, side)
@@ -123,7 +120,8 @@ class RwSemaphore(Shared):
         """Give up waiting; what was granted meanwhile is given back, who stood behind may go on."""
         if tid in self.granted:
             self.granted.discard(tid)
-            self._release_reader()
+            self.readers -= 1
+            self._wake_head()
         elif side is Side.WRITE and self.writer == tid:
             self.writer = None
             self._wake_head()
@@ -134,7 +132,9 @@ class RwSemaphore(Shared):
     @atomic
     async def up_read(self) -> None:
         """The last reader out wakes the head of the queue."""
-        self._release_reader()
+        self.readers -= 1
+        if not self.readers and self.queue:
+            self._wake_head()
 
     @atomic
     async def up_write(self) -> None:
@@ -161,11 +161,6 @@ class RwSemaphore(Shared):
         self.writer = tid
         return True
 
-    def _release_reader(self) -> None:
-        self.readers -= 1
-        if not self.readers and self.queue:
-            self._wake_head()
-
     def _wake_head(self) -> None:
         if not self.queue or self.writer is not None:
             return
@@ -189,12 +184,18 @@ class Srcu(Shared):
     """``struct srcu_struct``: readers never wait; ``synchronize`` waits for those that were inside before it."""
 
     __slots__ = ("phase", "counts")
-    FIELDS = ("phase", "counts")
 
     def __init__(self) -> None:
         super().__init__()
         self.phase = 0  # modulo 4; its low bit is the index new readers use
-        self.counts = (0, 0)
+        self.counts = [0, 0]
+
+    def state(self) -> tuple[Any, ...]:
+        return self.phase, tuple(self.counts)
+
+    def load(self, state: tuple[Any, ...]) -> None:
+        self.phase, counts = state
+        self.counts = list(counts)
 
     @atomic
     async def read_lock(self) -> int:
@@ -227,15 +228,11 @@ class Srcu(Shared):
     def enter(self) -> int:
         """Enter a read section as part of another object's operation."""
         index = self.phase & 1
-        self._count(index, 1)
+        self.counts[index] += 1
         return index
 
     def exit(self, index: int) -> None:
         """Leave a read section as part of another object's operation."""
-        self._count(index, -1)
+        self.counts[index] -= 1
         if not self.counts[index]:
             self.changed()
-
-    def _count(self, index: int, change: int) -> None:
-        low, high = self.counts
-        self.counts = (low, high + change) if index else (low + change, high)

@@ -5,6 +5,7 @@ Reporting is no operation: a tracer must not change what the core does, and the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Protocol
 
@@ -44,11 +45,20 @@ class VcpuState(StrEnum):
     BLOCKED = "blocked"  # asleep inside KVM_RUN for another reason: waiting for INIT or SIPI, a page, a hold
 
 
+Fields = Mapping[str, object]
+NO_FIELDS: Fields = {}
+
+STATE_CHANGES: Mapping[tuple[VcpuState, VcpuState], Fields] = {
+    (old, new): {"state": new, "old": old} for old in VcpuState for new in VcpuState
+}
+"""The fields of ``VCPU_STATE`` by (old, new): most events are these, and they say one of a few things."""
+
+
 class Tracer(Protocol):
-    """Receives events; ``vcpu`` is the id, or None for what concerns the whole VM."""
+    """Receives events; ``vcpu`` is the id, or None for what concerns the whole VM. ``fields`` never change."""
 
-    def __call__(self, event: Event, vcpu: int | None, /, **fields: object) -> None: ...
+    def __call__(self, event: Event, vcpu: int | None, fields: Fields, /) -> object: ...
 
 
-def no_trace(event: Event, vcpu: int | None, /, **fields: object) -> None:
+def no_trace(event: Event, vcpu: int | None, fields: Fields, /) -> None:
     """Report nothing."""

@@ -33,10 +33,14 @@ async def perform(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] 
         effect = core.send(None)
         while True:
             answer = None
-            if type(effect) is Preempt:
+            if type(effect) is Blocked:
+                waiter = Waiter(effect)
+                try:
+                    await waiter.woken  # the coroutine looks at its guard again then
+                finally:
+                    waiter.leave()
+            elif type(effect) is Preempt:
                 await asyncio.sleep(0)
-            elif type(effect) is Blocked:
-                await _park(effect)
             elif type(effect) is Choice:
                 answer = choose(effect.alternatives)
             elif type(effect) is Outside:
@@ -70,28 +74,24 @@ def perform_now(core: Coroutine[Effect, Any, T]) -> T:
 class Waiter:
     """A parked thread: calling it wakes the thread; ``since_ns`` tells how long it has waited."""
 
-    __slots__ = ("since_ns", "woken")
+    __slots__ = ("since_ns", "woken", "_objects", "_key")
 
-    def __init__(self) -> None:
+    def __init__(self, effect: Blocked) -> None:
         self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.since_ns = time.monotonic_ns()
+        self._objects, key = effect
+        self._key = self if key is None else key
+        for shared in self._objects:
+            shared.waiters[self._key] = self
 
     def __call__(self) -> None:
         if not self.woken.done():
             self.woken.set_result(None)
 
-
-async def _park(effect: Blocked) -> None:
-    """Wait until one of the objects wakes this thread; the coroutine looks at its guard again."""
-    waiter = Waiter()
-    key = waiter if effect.key is None else effect.key
-    for shared in effect.objects:
-        shared.waiters[key] = waiter
-    try:
-        await waiter.woken
-    finally:
-        for shared in effect.objects:
-            shared.waiters.pop(key, None)
+    def leave(self) -> None:
+        """The thread waits no more."""
+        for shared in self._objects:
+            shared.waiters.pop(self._key, None)
 
 
 def _unwind(core: Coroutine[Effect, Any, Any]) -> None:

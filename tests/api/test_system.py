@@ -220,7 +220,7 @@ async def test_a_perfetto_trace_parsed_back_has_every_event_and_slices_that_end(
     trace = protos.Trace()
     trace.ParseFromString((await client.get(f"{vm}/trace?format=perfetto")).content)
     events = [packet.track_event for packet in trace.packet if packet.HasField("track_event")]
-    told = [record for record in machine.log.ring if record.vm == machine.id and record.name != "vcpu_state"]
+    told = [record for record in machine.log.since(0)[0] if record.vm == machine.id and record.name != "vcpu_state"]
     instants = [event for event in events if event.type == protos.TrackEvent.TYPE_INSTANT]
     assert [(event.name, event.debug_annotations[0].int_value) for event in instants] == [
         (record.name, record.seq) for record in told

@@ -23,6 +23,13 @@ class Variant:
 
     name: ClassVar[str] = ""
     protects_by: ClassVar[str] = "kick"
+    has_userspace_half: ClassVar[bool] = False  # set from the hooks that a class overrides
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.has_userspace_half = any(
+            getattr(cls, hook) is not getattr(Variant, hook) for hook in ("ioctl_begin", "ioctl_end", "eintr")
+        )
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
@@ -57,7 +64,10 @@ class Variant:
     # -- KVM_RUN -----------------------------------------------------------------------------------------
 
     async def run_begin(self, vcpu: Vcpu) -> object | None:
-        """Take the read side around KVM_RUN; what it returns goes to ``run_end``. None: a signal came first."""
+        """Take the read side around KVM_RUN; what it returns goes to ``run_end``. None: a signal came first.
+
+        Shows that the vCPU is ``WAITING`` if it has to wait.
+        """
         return True
 
     async def run_end(self, vcpu: Vcpu, held: object) -> None:

@@ -142,7 +142,8 @@ class Holds(Variant):
         self.window.holders = (process,) * self.holds
 
     async def run_begin(self, vcpu: Vcpu) -> object | None:
-        vcpu.show(VcpuState.BLOCKED if self.holds else VcpuState.WAITING)
+        if self.holds:
+            vcpu.show(VcpuState.BLOCKED)
         return await self.window.enter(vcpu.task, vcpu.run_page) or None
 
     async def run_end(self, vcpu: Vcpu, held: object) -> None:

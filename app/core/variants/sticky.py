@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from app.core.requests import Request, clear_all_cpus_request, make_all_cpus_request
-from app.core.rwsem import RwSemaphore
+from app.core.rwsem import RwSemaphore, Side
+from app.core.trace import VcpuState
 from app.core.variants.base import Variant
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ class Sticky(Variant):
         await clear_all_cpus_request(await self.vm.online_vcpus(), Request.USERSPACE_KICK)
 
     async def run_begin(self, vcpu: Vcpu) -> object | None:
-        return await self.memory_transaction.down_read(vcpu.task, killable=self.vm.switches.killable) or None
+        semaphore = self.memory_transaction
+        if await semaphore.read_or_queue(vcpu.tid):
+            return True
+        vcpu.show(VcpuState.WAITING)
+        return await semaphore.wait(vcpu.task, Side.READ, killable=self.vm.switches.killable) or None
 
     async def run_end(self, vcpu: Vcpu, held: object) -> None:
         await self.memory_transaction.up_read()
