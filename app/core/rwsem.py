@@ -172,12 +172,15 @@ class RwSemaphore(Shared):
 
     def _grant_readers(self) -> None:
         """Let in all queued readers whatever their place; writers keep their order (phase-fair)."""
-        admitted = [tid for tid, side in self.queue if side is Side.READ]
-        self.queue = deque(entry for entry in self.queue if entry[1] is Side.WRITE)
-        self.readers += len(admitted)
-        self.granted.update(admitted)
-        for tid in admitted:
-            self.changed_for(tid)
+        waiting, self.queue = self.queue, deque()
+        for entry in waiting:
+            tid, side = entry
+            if side is Side.WRITE:
+                self.queue.append(entry)
+            else:
+                self.readers += 1
+                self.granted.add(tid)
+                self.changed_for(tid)
 
 
 class Srcu(Shared):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from app.core.atomics import Killed, Mutex, Shared, Task, atomic, preempt
 from app.core.errors import KvmError
@@ -64,7 +64,8 @@ class Cause(StrEnum):
     CLIENT_DISCONNECT = "client_disconnect"
 
 
-class RunResult(NamedTuple):
+@dataclass(slots=True)
+class RunResult:
     """What KVM_RUN answered: ``ret`` 0 or -1, and what the shared page holds then."""
 
     ret: int
@@ -661,7 +662,7 @@ class Vcpu:
         self._count(r, exit)
         if r == -errno.EIO:
             raise KvmError(errno.EIO, "KVM_RUN", f"virtual machine {self.vm.id} is dead")
-        self.vm.trace(Event.KVM_USERSPACE_EXIT, self.id, _left_with(exit_reason, max(0, -r)))
+        self.vm.trace(Event.KVM_USERSPACE_EXIT, self.id, _left_with(exit_reason, -r))
         if r == EXIT:
             return RunResult(0, None, exit_reason, exit, None)
         return RunResult(-1, -r, exit_reason, None, self.watched.cause if r == -errno.EINTR else None)

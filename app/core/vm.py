@@ -177,8 +177,7 @@ class Vm:
 
     async def online_vcpus(self) -> tuple[Vcpu, ...]:
         """The vCPUs that requests reach now."""
-        online = await self.lifetime.vcpus()
-        return tuple(self.vcpus[vcpu_id] for vcpu_id in online)
+        return tuple([self.vcpus[vcpu_id] for vcpu_id in await self.lifetime.vcpus()])
 
     async def check_alive(self, ioctl: str) -> None:
         """Every ioctl on a dead VM is EIO."""

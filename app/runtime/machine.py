@@ -229,7 +229,7 @@ class Machine:
         return {
             "kick_id": self.kick_id,
             "changed": changed,
-            "vcpus_stopped": sum(vcpu.watched.state is VcpuState.USER for vcpu in inside),
+            "vcpus_stopped": len([vcpu for vcpu in inside if vcpu.watched.state is VcpuState.USER]),
             "holds": self.vm.variant.holds,
             "drain_ns": drain_ns,
             "seq": self.log.seq,

@@ -22,23 +22,30 @@ def first_choice(_alternatives: int) -> int:
     return 0
 
 
-async def perform(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice) -> T:
+async def perform(  # noqa: C901  one branch an effect
+    core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice
+) -> T:
     """Run one core coroutine to its end and return its result.
 
     Cancellation throws ``Killed`` into the coroutine, lets its clean-up run, and then cancels. An error of
     what it waits for outside the kernel is thrown into it too.
     """
     answer: Any = None
+    loop = asyncio.get_running_loop()
     try:
         effect = core.send(None)
         while True:
             answer = None
             if type(effect) is Blocked:
-                waiter = Waiter(effect)
+                waiter = Waiter(loop)
+                key = waiter if effect.key is None else effect.key
+                for shared in effect.objects:
+                    shared.waiters[key] = waiter
                 try:
                     await waiter.woken  # the coroutine looks at its guard again then
                 finally:
-                    waiter.leave()
+                    for shared in effect.objects:
+                        shared.waiters.pop(key, None)
             elif type(effect) is Preempt:
                 await asyncio.sleep(0)
             elif type(effect) is Choice:
@@ -74,24 +81,15 @@ def perform_now(core: Coroutine[Effect, Any, T]) -> T:
 class Waiter:
     """A parked thread: calling it wakes the thread; ``since_ns`` tells how long it has waited."""
 
-    __slots__ = ("since_ns", "woken", "_objects", "_key")
+    __slots__ = ("since_ns", "woken")
 
-    def __init__(self, effect: Blocked) -> None:
-        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.woken = asyncio.Future[None](loop=loop)
         self.since_ns = time.monotonic_ns()
-        self._objects, key = effect
-        self._key = self if key is None else key
-        for shared in self._objects:
-            shared.waiters[self._key] = self
 
     def __call__(self) -> None:
         if not self.woken.done():
             self.woken.set_result(None)
-
-    def leave(self) -> None:
-        """The thread waits no more."""
-        for shared in self._objects:
-            shared.waiters.pop(self._key, None)
 
 
 def _unwind(core: Coroutine[Effect, Any, Any]) -> None:

@@ -2,6 +2,8 @@
 
 A variant is one file in this folder with one class; its name is the file's. The hooks below are all the
 places where the proposals differ; the base class is a kernel without any of them.
+
+The hooks of KVM_RUN are awaited; one that is a single operation returns it instead of awaiting it itself.
 """
 
 from __future__ import annotations
@@ -9,9 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from app.core.atomics import Task
     from app.core.vcpu import Vcpu
     from app.core.vm import Vm
+
+
+async def no() -> bool:
+    """Answer a question that a variant does not ask."""
+    return False
 
 
 class Variant:
@@ -70,24 +79,25 @@ class Variant:
         """
         return True
 
-    async def run_end(self, vcpu: Vcpu, held: object) -> None:
+    def run_end(self, vcpu: Vcpu, held: object) -> Awaitable[object]:
         """Give the read side back."""
+        return no()
 
-    async def completion_test(self, vcpu: Vcpu) -> bool:
+    def completion_test(self, vcpu: Vcpu) -> Awaitable[bool]:
         """Before a pending access is completed: whether to leave with EINTR and keep it pending."""
-        return False
+        return no()
 
-    async def entry_test(self, vcpu: Vcpu) -> bool:
+    def entry_test(self, vcpu: Vcpu) -> Awaitable[bool]:
         """Site 1 of the patch, first among the pending requests: whether to leave with EINTR."""
-        return False
+        return no()
 
-    async def exit_test(self, vcpu: Vcpu) -> bool:
+    def exit_test(self, vcpu: Vcpu) -> Awaitable[bool]:
         """Site 2, after guest or sleep: whether to leave with EINTR."""
-        return False
+        return no()
 
-    async def block_test(self, vcpu: Vcpu) -> bool:
+    def block_test(self, vcpu: Vcpu) -> Awaitable[bool]:
         """Site 3, last condition of ``check_block``: whether to end the sleep."""
-        return False
+        return no()
 
     async def vcpu_created(self, vcpu: Vcpu) -> None:
         """A vCPU is about to come online."""

@@ -8,14 +8,16 @@ from app.core.requests import Request
 from app.core.variants.sticky import Sticky
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from app.core.vcpu import Vcpu
 
 
 class ClearOnExit(Sticky):
     """A vCPU clears its request when it returns EINTR; RESUME clears the rest."""
 
-    async def entry_test(self, vcpu: Vcpu) -> bool:
-        return await vcpu.requests.check(Request.USERSPACE_KICK)
+    def entry_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return vcpu.requests.check(Request.USERSPACE_KICK)
 
-    async def exit_test(self, vcpu: Vcpu) -> bool:
-        return await vcpu.requests.check(Request.USERSPACE_KICK)
+    def exit_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return vcpu.requests.check(Request.USERSPACE_KICK)

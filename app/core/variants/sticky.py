@@ -10,6 +10,8 @@ from app.core.trace import VcpuState
 from app.core.variants.base import Variant
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from app.core.atomics import Task
     from app.core.vcpu import Vcpu
     from app.core.vm import Vm
@@ -48,14 +50,14 @@ class Sticky(Variant):
         vcpu.show(VcpuState.WAITING)
         return await semaphore.wait(vcpu.task, Side.READ, killable=self.vm.switches.killable) or None
 
-    async def run_end(self, vcpu: Vcpu, held: object) -> None:
-        await self.memory_transaction.up_read()
+    def run_end(self, vcpu: Vcpu, held: object) -> Awaitable[None]:
+        return self.memory_transaction.up_read()
 
-    async def entry_test(self, vcpu: Vcpu) -> bool:
-        return await vcpu.requests.test(Request.USERSPACE_KICK)
+    def entry_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return vcpu.requests.test(Request.USERSPACE_KICK)
 
-    async def exit_test(self, vcpu: Vcpu) -> bool:
-        return await vcpu.requests.test(Request.USERSPACE_KICK)
+    def exit_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return vcpu.requests.test(Request.USERSPACE_KICK)
 
-    async def block_test(self, vcpu: Vcpu) -> bool:
-        return await vcpu.requests.test(Request.USERSPACE_KICK)
+    def block_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return vcpu.requests.test(Request.USERSPACE_KICK)
