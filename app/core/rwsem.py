@@ -237,5 +237,5 @@ class Srcu(Shared):
     def exit(self, index: int) -> None:
         """Leave a read section as part of another object's operation."""
         self.counts[index] -= 1
-        if not self.counts[index]:
+        if self.waiters and not self.counts[index]:
             self.changed()

@@ -407,8 +407,8 @@ class Vcpu:
         """``vcpu_run``: enter the guest or sleep, again and again, until there is a reason to leave."""
         before_r = self.vm.variant.exit_test_site == "before_r"
         while True:
-            mp_state = await self.arch.get_mp_state()
-            r = await (self.vcpu_enter_guest() if mp_state is MpState.RUNNABLE else self.vcpu_block())
+            runnable = await self.arch.get_mp_state() is MpState.RUNNABLE
+            r = await (self.vcpu_enter_guest() if runnable else self.vcpu_block())
             # The patch tests here, before r is looked at: an exit that is ready (r == 0) is lost.
             if before_r and await self.vm.variant.exit_test(self):
                 return self.interrupted_by(Cause.USERSPACE_KICK)
@@ -474,17 +474,17 @@ class Vcpu:
         if isinstance(exit, InterruptedExit):
             self.watched.counters.request_irq_exits += 1
             return AGAIN
-        if isinstance(exit, RetryExit):
-            self.watched.counters.faults_retried += 1
-            return AGAIN
-        if isinstance(exit, FaultExit):
-            return -errno.EFAULT
-        if isinstance(exit, HltExit) and self.vm.irqchip:
-            await self.arch.set_mp_state(MpState.HALTED)
-            return AGAIN
         if isinstance(exit, ACCESSES):
             self._trace_access(exit)
             await self.arch.expect_completion(exit)
+        elif isinstance(exit, RetryExit):
+            self.watched.counters.faults_retried += 1
+            return AGAIN
+        elif isinstance(exit, FaultExit):
+            return -errno.EFAULT
+        elif isinstance(exit, HltExit) and self.vm.irqchip:
+            await self.arch.set_mp_state(MpState.HALTED)
+            return AGAIN
         await self.run_page.fill(exit)
         return EXIT
 
@@ -509,8 +509,7 @@ class Vcpu:
 
     async def kvm_vcpu_block(self) -> None:
         """``kvm_vcpu_block``: sleep until ``check_block`` has a reason not to."""
-        mp_state = await self.arch.get_mp_state()
-        halted = mp_state is MpState.HALTED
+        halted = await self.arch.get_mp_state() is MpState.HALTED
         self.watched.counters.halts += halted
         self.show(VcpuState.HALTED if halted else VcpuState.BLOCKED)
         while True:
@@ -643,8 +642,9 @@ class Vcpu:
 
     def entered(self) -> None:
         """Count and report a guest entry."""
-        self.watched.counters.entries += 1
-        self.watched.entered_since_eintr = True
+        watched = self.watched
+        watched.counters.entries += 1
+        watched.entered_since_eintr = True
         self.vm.trace(Event.KVM_ENTRY, self.id, NO_FIELDS)
         self.show(VcpuState.GUEST)
 
