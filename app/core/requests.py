@@ -93,6 +93,9 @@ def request_names(bits: int) -> list[str]:
     ]
 
 
+KVM_REQ_USERSPACE_KICK, KVM_REQ_UNBLOCK = Request.USERSPACE_KICK, Request.UNBLOCK  # plain names: see ``trace``
+
+
 class RequestBits(Shared):
     """``vcpu->requests``: one bit per request."""
 
@@ -142,6 +145,10 @@ class Mode(IntEnum):
     READING_SHADOW_PAGE_TABLES = 3
 
 
+OUTSIDE_GUEST_MODE, IN_GUEST_MODE = Mode.OUTSIDE_GUEST_MODE, Mode.IN_GUEST_MODE
+EXITING_GUEST_MODE = Mode.EXITING_GUEST_MODE
+
+
 class VcpuMode(Shared):
     """``vcpu->mode`` and the interrupt line of the physical CPU that the vCPU occupies."""
 
@@ -150,18 +157,18 @@ class VcpuMode(Shared):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mode = Mode.OUTSIDE_GUEST_MODE
+        self.mode: Mode = OUTSIDE_GUEST_MODE
         self.ipi = False
 
     @atomic
     async def enter(self) -> None:
         """Interrupts off, then IN_GUEST_MODE: an IPI that comes now ends the guest's first instruction."""
-        self.mode = Mode.IN_GUEST_MODE
+        self.mode = IN_GUEST_MODE
 
     @atomic
     async def leave(self) -> None:
         """OUTSIDE_GUEST_MODE, then interrupts on: a pending IPI is taken, and whoever waits for it goes on."""
-        self.mode = Mode.OUTSIDE_GUEST_MODE
+        self.mode = OUTSIDE_GUEST_MODE
         if self.ipi:
             self.ipi = False
             self.changed()
@@ -170,14 +177,14 @@ class VcpuMode(Shared):
     async def exiting(self) -> Mode:
         """``kvm_vcpu_exiting_guest_mode``: cmpxchg(IN_GUEST, EXITING); returns the old mode."""
         old = self.mode
-        if old is Mode.IN_GUEST_MODE:
-            self.mode = Mode.EXITING_GUEST_MODE
+        if old is IN_GUEST_MODE:
+            self.mode = EXITING_GUEST_MODE
         return old
 
     @atomic
     async def send_ipi(self) -> None:
         """Interrupt the CPU. Outside guest mode interrupts are on, and it is taken at once."""
-        if self.mode is not Mode.OUTSIDE_GUEST_MODE:
+        if self.mode is not OUTSIDE_GUEST_MODE:
             self.ipi = True
             self.changed()
 
@@ -215,7 +222,7 @@ async def make_all_cpus_request(vcpus: Iterable[Vcpu], request: Request) -> int:
             reached += 1
             continue
         old = await vcpu.mode.exiting()
-        if old is Mode.IN_GUEST_MODE or (request & WAIT and old is not Mode.OUTSIDE_GUEST_MODE):
+        if old is IN_GUEST_MODE or (request & WAIT and old is not OUTSIDE_GUEST_MODE):
             await vcpu.send_ipi()
             targets.append(vcpu)
             reached += 1

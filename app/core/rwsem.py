@@ -21,6 +21,9 @@ class Side(Enum):
     WRITE = "write"
 
 
+READ, WRITE = Side.READ, Side.WRITE  # plain names: see ``trace``
+
+
 class RwSemaphore(Shared):
     """``struct rw_semaphore``; the kernel's rules without optimistic spinning and without PREEMPT_RT."""
 
@@ -47,11 +50,11 @@ class RwSemaphore(Shared):
 
         A killed thread (``Killed``) leaves the queue or gives back what it was granted meanwhile.
         """
-        return await self.read_or_queue(task.tid) or await self.wait(task, Side.READ, killable=killable)
+        return await self.read_or_queue(task.tid) or await self.wait(task, READ, killable=killable)
 
     async def down_write(self, task: Task, *, killable: bool = False) -> bool:
         """Take the write side; result and cancellation as ``down_read``."""
-        return await self.write_or_queue(task.tid) or await self.wait(task, Side.WRITE, killable=killable)
+        return await self.write_or_queue(task.tid) or await self.wait(task, WRITE, killable=killable)
 
     async def wait(self, task: Task, side: Side, *, killable: bool = False) -> bool:
         """The rest of ``down_read`` or ``down_write`` for a thread that stands in the queue."""
@@ -88,7 +91,7 @@ class RwSemaphore(Shared):
         if self.writer is None and (not self.queue or (self.steal and not self.readers)):
             self.readers += 1
             return True
-        self.queue.append((tid, Side.READ))
+        self.queue.append((tid, READ))
         return False
 
     @atomic
@@ -97,7 +100,7 @@ class RwSemaphore(Shared):
         if self.writer is None and not self.readers and not self.queue:
             self.writer = tid
             return True
-        self.queue.append((tid, Side.WRITE))
+        self.queue.append((tid, WRITE))
         return False
 
     @atomic
@@ -122,7 +125,7 @@ class RwSemaphore(Shared):
             self.granted.discard(tid)
             self.readers -= 1
             self._wake_head()
-        elif side is Side.WRITE and self.writer == tid:
+        elif side is WRITE and self.writer == tid:
             self.writer = None
             self._wake_head()
         elif (tid, side) in self.queue:
@@ -150,12 +153,12 @@ class RwSemaphore(Shared):
         self._grant_readers()
 
     def _take_turn(self, tid: str, side: Side) -> bool:
-        if side is Side.READ:
+        if side is READ:
             if tid not in self.granted:
                 return False
             self.granted.discard(tid)
             return True
-        if self.readers or self.writer is not None or self.queue[0] != (tid, Side.WRITE):
+        if self.readers or self.writer is not None or self.queue[0] != (tid, WRITE):
             return False
         self.queue.popleft()
         self.writer = tid
@@ -165,7 +168,7 @@ class RwSemaphore(Shared):
         if not self.queue or self.writer is not None:
             return
         tid, side = self.queue[0]
-        if side is Side.READ:
+        if side is READ:
             self._grant_readers()
         elif not self.readers:
             self.changed_for(tid)
@@ -175,7 +178,7 @@ class RwSemaphore(Shared):
         waiting, self.queue = self.queue, deque()
         for entry in waiting:
             tid, side = entry
-            if side is Side.WRITE:
+            if side is WRITE:
                 self.queue.append(entry)
             else:
                 self.readers += 1

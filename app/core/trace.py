@@ -45,6 +45,12 @@ class VcpuState(StrEnum):
     BLOCKED = "blocked"  # asleep inside KVM_RUN for another reason: waiting for INIT or SIPI, a page, a hold
 
 
+# The run loop's members by plain names: CPython 3.11 looks one up through its class as slowly as it runs a coroutine.
+KVM_ENTRY, KVM_EXIT, KVM_USERSPACE_EXIT = Event.KVM_ENTRY, Event.KVM_EXIT, Event.KVM_USERSPACE_EXIT
+KVM_KICK, VCPU_STATE, KVM_MMIO, KVM_PIO = Event.KVM_KICK, Event.VCPU_STATE, Event.KVM_MMIO, Event.KVM_PIO
+USER, WAITING, KERNEL, GUEST = VcpuState.USER, VcpuState.WAITING, VcpuState.KERNEL, VcpuState.GUEST
+EXITING, HALTED, BLOCKED = VcpuState.EXITING, VcpuState.HALTED, VcpuState.BLOCKED
+
 Fields = Mapping[str, object]
 NO_FIELDS: Fields = {}
 

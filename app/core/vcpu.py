@@ -27,8 +27,27 @@ from app.core.guest import (
     ShutdownExit,
     UserExit,
 )
-from app.core.requests import Mode, Request, RequestBits, VcpuMode
-from app.core.trace import NO_FIELDS, STATE_CHANGES, Event, Fields, VcpuState
+from app.core.requests import IN_GUEST_MODE, KVM_REQ_UNBLOCK, Request, RequestBits, VcpuMode
+from app.core.trace import (
+    BLOCKED,
+    EXITING,
+    GUEST,
+    HALTED,
+    KERNEL,
+    KVM_ENTRY,
+    KVM_EXIT,
+    KVM_KICK,
+    KVM_MMIO,
+    KVM_PIO,
+    KVM_USERSPACE_EXIT,
+    NO_FIELDS,
+    STATE_CHANGES,
+    USER,
+    VCPU_STATE,
+    Event,
+    Fields,
+    VcpuState,
+)
 from app.core.uapi import ExitReason, MpState
 
 if TYPE_CHECKING:
@@ -41,6 +60,7 @@ ACCESSES = (IoExit, MmioExit)  # exits that userspace completes
 EXIT_FIELDS: dict[type[Exit], Fields] = {
     kind: {"exit_reason": kind.__name__.removesuffix("Exit").lower()} for kind in get_args(Exit)
 }
+MP_RUNNABLE, MP_UNINITIALIZED, MP_HALTED = MpState.RUNNABLE, MpState.UNINITIALIZED, MpState.HALTED
 SENT: Fields = {"ipi": True}
 SLEPT: Fields = {"waited": True, "valid": True}
 VECTORS = 256
@@ -62,6 +82,9 @@ class Cause(StrEnum):
     IMMEDIATE_EXIT = "immediate_exit"
     POLL_TIMEOUT = "poll_timeout"
     CLIENT_DISCONNECT = "client_disconnect"
+
+
+KICKED = Cause.USERSPACE_KICK
 
 
 @dataclass(slots=True)
@@ -345,7 +368,7 @@ class Vcpu:
         finally:
             if page is not None and page.immediate_exit is not None:
                 await self.run_page.set_immediate_exit(False)
-            self.show(VcpuState.USER)
+            self.show(USER)
             await self.mutex.unlock()
 
     async def run_under_read_side(self) -> int:
@@ -354,7 +377,7 @@ class Vcpu:
         if held is None:
             return self.interrupted_by(Cause.SIGNAL)
         try:
-            self.show(VcpuState.KERNEL)
+            self.show(KERNEL)
             return await self.kvm_arch_vcpu_ioctl_run()
         except Killed:
             await self.mode.leave()
@@ -368,10 +391,10 @@ class Vcpu:
         """Everything before the loop: a parked AP, the access left from last time, ``immediate_exit``."""
         await self.arch.srcu_read_lock(self.vm.srcu)
         mp_state = await self.arch.get_mp_state()
-        if mp_state is MpState.UNINITIALIZED:
+        if mp_state is MP_UNINITIALIZED:
             return await self.wait_for_init()
         if await self.vm.variant.completion_test(self):
-            return self.interrupted_by(Cause.USERSPACE_KICK)
+            return self.interrupted_by(KICKED)
         pending = await self.arch.take_completion()
         if pending is not None:
             r = await self.complete_userspace_io(pending)
@@ -407,16 +430,16 @@ class Vcpu:
         """``vcpu_run``: enter the guest or sleep, again and again, until there is a reason to leave."""
         before_r = self.vm.variant.exit_test_site == "before_r"
         while True:
-            runnable = await self.arch.get_mp_state() is MpState.RUNNABLE
+            runnable = await self.arch.get_mp_state() is MP_RUNNABLE
             r = await (self.vcpu_enter_guest() if runnable else self.vcpu_block())
             # The patch tests here, before r is looked at: an exit that is ready (r == 0) is lost.
             if before_r and await self.vm.variant.exit_test(self):
-                return self.interrupted_by(Cause.USERSPACE_KICK)
+                return self.interrupted_by(KICKED)
             if r <= EXIT:
                 return r
             if not before_r and await self.vm.variant.exit_test(self):
-                return self.interrupted_by(Cause.USERSPACE_KICK)
-            await self.requests.check(Request.UNBLOCK)
+                return self.interrupted_by(KICKED)
+            await self.requests.check(KVM_REQ_UNBLOCK)
             if await self.interrupt_window_open():
                 return EXIT
             if await self.task.signal_pending():
@@ -442,7 +465,7 @@ class Vcpu:
             return AGAIN
         self.entered()
         exit = await self.guest.enter(self)
-        self.show(VcpuState.EXITING if type(exit) is InterruptedExit else VcpuState.KERNEL)
+        self.show(EXITING if type(exit) is InterruptedExit else KERNEL)
         await self.mode.leave()
         await self.arch.srcu_read_lock(self.vm.srcu)
         return await self.handle_exit(exit)
@@ -450,7 +473,7 @@ class Vcpu:
     async def service_requests(self) -> int:
         """The block under ``kvm_request_pending``: kick first, as the patch has it, then the others."""
         if await self.vm.variant.entry_test(self):
-            return self.interrupted_by(Cause.USERSPACE_KICK)
+            return self.interrupted_by(KICKED)
         if await self.requests.test(Request.VM_DEAD):
             return -errno.EIO
         await self.requests.check(Request.TLB_FLUSH)
@@ -470,7 +493,7 @@ class Vcpu:
 
     async def handle_exit(self, exit: Exit) -> int:
         """What an exit of the guest means: back into it (1), to userspace (0), or an errno."""
-        self.vm.trace(Event.KVM_EXIT, self.id, EXIT_FIELDS[type(exit)])
+        self.vm.trace(KVM_EXIT, self.id, EXIT_FIELDS[type(exit)])
         if isinstance(exit, InterruptedExit):
             self.watched.counters.request_irq_exits += 1
             return AGAIN
@@ -483,7 +506,7 @@ class Vcpu:
         elif isinstance(exit, FaultExit):
             return -errno.EFAULT
         elif isinstance(exit, HltExit) and self.vm.irqchip:
-            await self.arch.set_mp_state(MpState.HALTED)
+            await self.arch.set_mp_state(MP_HALTED)
             return AGAIN
         await self.run_page.fill(exit)
         return EXIT
@@ -503,22 +526,22 @@ class Vcpu:
                 return AGAIN
         await self.accept_init_sipi()
         mp_state = await self.arch.get_mp_state()
-        if mp_state is MpState.HALTED:
-            await self.arch.set_mp_state(MpState.RUNNABLE)
+        if mp_state is MP_HALTED:
+            await self.arch.set_mp_state(MP_RUNNABLE)
         return AGAIN
 
     async def kvm_vcpu_block(self) -> None:
         """``kvm_vcpu_block``: sleep until ``check_block`` has a reason not to."""
-        halted = await self.arch.get_mp_state() is MpState.HALTED
+        halted = await self.arch.get_mp_state() is MP_HALTED
         self.watched.counters.halts += halted
-        self.show(VcpuState.HALTED if halted else VcpuState.BLOCKED)
+        self.show(HALTED if halted else BLOCKED)
         while True:
             await self.task.set_interruptible()
             if await self.check_block():
                 break
             await self.task.schedule()
         await self.task.set_running()
-        self.show(VcpuState.KERNEL)
+        self.show(KERNEL)
         self.vm.trace(Event.KVM_VCPU_WAKEUP, self.id, SLEPT)
 
     async def check_block(self) -> bool:
@@ -527,7 +550,7 @@ class Vcpu:
             return True
         if await self.task.signal_pending():
             return True
-        if await self.requests.check(Request.UNBLOCK):
+        if await self.requests.check(KVM_REQ_UNBLOCK):
             return True
         return await self.vm.variant.block_test(self)
 
@@ -612,14 +635,14 @@ class Vcpu:
     async def send_ipi(self) -> None:
         """Interrupt the CPU this vCPU runs on; an engine on a thread of its own is told to stop."""
         await self.mode.send_ipi()
-        self.vm.trace(Event.KVM_KICK, self.id, SENT)
+        self.vm.trace(KVM_KICK, self.id, SENT)
         self.guest.kick()
 
     async def kick(self) -> None:
         """``kvm_vcpu_kick``: wake it if it sleeps, else interrupt it if it is in guest mode; never waits."""
         if await self.wake_up():
             return
-        if await self.mode.exiting() is Mode.IN_GUEST_MODE:
+        if await self.mode.exiting() is IN_GUEST_MODE:
             await self.send_ipi()
 
     async def send_signal(self) -> None:
@@ -645,8 +668,8 @@ class Vcpu:
         watched = self.watched
         watched.counters.entries += 1
         watched.entered_since_eintr = True
-        self.vm.trace(Event.KVM_ENTRY, self.id, NO_FIELDS)
-        self.show(VcpuState.GUEST)
+        self.vm.trace(KVM_ENTRY, self.id, NO_FIELDS)
+        self.show(GUEST)
 
     def show(self, state: VcpuState) -> None:
         """Report a change of the visible state."""
@@ -654,7 +677,7 @@ class Vcpu:
         old = watched.state
         if state is not old:
             watched.state = state
-            self.vm.trace(Event.VCPU_STATE, self.id, STATE_CHANGES[old, state])
+            self.vm.trace(VCPU_STATE, self.id, STATE_CHANGES[old, state])
 
     async def leave_to_user(self, r: int) -> RunResult:
         """Shape what userspace sees of ``r`` and of the shared page."""
@@ -662,7 +685,7 @@ class Vcpu:
         self._count(r, exit)
         if r == -errno.EIO:
             raise KvmError(errno.EIO, "KVM_RUN", f"virtual machine {self.vm.id} is dead")
-        self.vm.trace(Event.KVM_USERSPACE_EXIT, self.id, _left_with(exit_reason, -r))
+        self.vm.trace(KVM_USERSPACE_EXIT, self.id, _left_with(exit_reason, -r))
         if r == EXIT:
             return RunResult(0, None, exit_reason, exit, None)
         return RunResult(-1, -r, exit_reason, None, self.watched.cause if r == -errno.EINTR else None)
@@ -682,10 +705,10 @@ class Vcpu:
         if isinstance(exit, MmioExit):
             kind = "write" if exit.is_write else "unsatisfied-read"
             mmio = {"type": kind, "len": exit.len, "gpa": hex(exit.phys_addr), "val": exit.data.hex()}
-            self.vm.trace(Event.KVM_MMIO, self.id, mmio)
+            self.vm.trace(KVM_MMIO, self.id, mmio)
         else:
             pio = {"rw": exit.direction, "port": exit.port, "size": exit.size, "count": exit.count}
-            self.vm.trace(Event.KVM_PIO, self.id, {**pio, "val": exit.data.hex()})
+            self.vm.trace(KVM_PIO, self.id, {**pio, "val": exit.data.hex()})
 
 
 @cache

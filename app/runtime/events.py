@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -36,10 +37,6 @@ class Record:
         return self._data
 
 
-_Noted = tuple[int, str | None, int | None, str, Mapping[str, object]]
-_NOTHING: _Noted = (0, None, None, "", {})
-
-
 def new_epoch() -> str:
     """A name that no other numbering has."""
     return secrets.token_hex(4)
@@ -57,8 +54,14 @@ class EventLog:
         self._before = 0  # the number before this log's first event
         self._clock = clock
         self._start = clock()
-        # An event becomes a Record when somebody reads it: vCPUs report far more than is looked at.
-        self._ring: list[Record | _Noted] = [_NOTHING] * capacity
+        # The ring in columns, and Records only of what somebody has read: vCPUs report far more than is looked at,
+        # and a container an event would keep the garbage collector busy.
+        self._times = array("q", bytes(8 * capacity))
+        self._vms: list[str | None] = [None] * capacity
+        self._vcpus: list[int | None] = [None] * capacity
+        self._names: list[str] = [""] * capacity
+        self._fields: list[Mapping[str, object]] = [{}] * capacity
+        self._records: list[Record | None] = [None] * capacity
         self._sleepers: list[Callable[[], None]] = []
 
     def go_on(self, epoch: str, seq: int, elapsed_ns: int) -> None:
@@ -80,7 +83,13 @@ class EventLog:
     def emit(self, vm: str | None, name: str, vcpu: int | None, fields: Mapping[str, object]) -> int:
         """Append an event, wake the readers that sleep, and return its number; ``fields`` must not change later."""
         self.seq = seq = self.seq + 1
-        self._ring[seq % self.capacity] = (self._clock(), vm, vcpu, name, fields)
+        at = seq % self.capacity
+        self._times[at] = self._clock()
+        self._vms[at] = vm
+        self._vcpus[at] = vcpu
+        self._names[at] = name
+        self._fields[at] = fields
+        self._records[at] = None
         if self._sleepers:
             sleepers, self._sleepers = self._sleepers, []
             for wake in sleepers:
@@ -97,11 +106,11 @@ class EventLog:
 
     def _record(self, seq: int) -> Record:
         at = seq % self.capacity
-        noted = self._ring[at]
-        if isinstance(noted, Record):
-            return noted
-        clock, vm, vcpu, name, fields = noted
-        record = self._ring[at] = Record(seq, clock - self._start, vm, vcpu, name, fields)
+        record = self._records[at]
+        if record is None:
+            t_ns = self._times[at] - self._start
+            record = Record(seq, t_ns, self._vms[at], self._vcpus[at], self._names[at], self._fields[at])
+            self._records[at] = record
         return record
 
     def wake_at_next(self, wake: Callable[[], None]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from app.core.atomics import Effect, Task
 from app.core.errors import KvmError
 from app.core.memslots import Region, Slot
-from app.core.trace import Event, Tracer, VcpuState
+from app.core.trace import USER, Event, Tracer, VcpuState
 from app.core.uapi import Fd, MpState, ioctl_by_request, unknown_errno
 from app.core.variants import variant as find_variant
 from app.core.vcpu import Vcpu
@@ -208,7 +208,7 @@ class Machine:
         ETIMEDOUT after ``timeout_ms``, with the vCPUs that are still inside; the kick is taken back then.
         """
         self.proceed.clear()
-        inside = [vcpu for vcpu in self.vm.vcpus.values() if vcpu.watched.state is not VcpuState.USER]
+        inside = [vcpu for vcpu in self.vm.vcpus.values() if vcpu.watched.state is not USER]
         was_open = self.vm.variant.holds
         started = time.monotonic_ns()
         if not was_open:
@@ -229,7 +229,7 @@ class Machine:
         return {
             "kick_id": self.kick_id,
             "changed": changed,
-            "vcpus_stopped": len([vcpu for vcpu in inside if vcpu.watched.state is VcpuState.USER]),
+            "vcpus_stopped": len([vcpu for vcpu in inside if vcpu.watched.state is USER]),
             "holds": self.vm.variant.holds,
             "drain_ns": drain_ns,
             "seq": self.log.seq,

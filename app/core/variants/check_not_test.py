@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.core.requests import Request
+from app.core.requests import KVM_REQ_USERSPACE_KICK
 from app.core.variants.clear_on_exit import ClearOnExit
 
 if TYPE_CHECKING:
@@ -17,4 +17,4 @@ class CheckNotTest(ClearOnExit):
     """s/kvm_test_request/kvm_check_request/ at all three sites, the one that ends a sleep included."""
 
     def block_test(self, vcpu: Vcpu) -> Awaitable[bool]:
-        return vcpu.requests.check(Request.USERSPACE_KICK)
+        return vcpu.requests.check(KVM_REQ_USERSPACE_KICK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.core.requests import Request
+from app.core.requests import KVM_REQ_USERSPACE_KICK
 from app.core.variants.sticky import Sticky
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ class ClearOnExit(Sticky):
     """A vCPU clears its request when it returns EINTR; RESUME clears the rest."""
 
     def entry_test(self, vcpu: Vcpu) -> Awaitable[bool]:
-        return vcpu.requests.check(Request.USERSPACE_KICK)
+        return vcpu.requests.check(KVM_REQ_USERSPACE_KICK)
 
     def exit_test(self, vcpu: Vcpu) -> Awaitable[bool]:
-        return vcpu.requests.check(Request.USERSPACE_KICK)
+        return vcpu.requests.check(KVM_REQ_USERSPACE_KICK)

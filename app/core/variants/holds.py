@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from app.core.atomics import Shared, atomic, blocked
-from app.core.requests import Request, make_all_cpus_request
-from app.core.trace import VcpuState
+from app.core.requests import KVM_REQ_USERSPACE_KICK, Request, make_all_cpus_request
+from app.core.trace import BLOCKED
 from app.core.variants.base import Variant
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Holds(Variant):
 
     async def run_begin(self, vcpu: Vcpu) -> object | None:
         if self.holds:
-            vcpu.show(VcpuState.BLOCKED)
+            vcpu.show(BLOCKED)
         return await self.window.enter(vcpu.task, vcpu.run_page) or None
 
     def run_end(self, vcpu: Vcpu, held: object) -> Awaitable[None]:
@@ -167,10 +167,10 @@ class Holds(Variant):
         return self._asked_to_leave(vcpu)
 
     def block_test(self, vcpu: Vcpu) -> Awaitable[bool]:
-        return vcpu.requests.test(Request.USERSPACE_KICK)
+        return vcpu.requests.test(KVM_REQ_USERSPACE_KICK)
 
     async def _asked_to_leave(self, vcpu: Vcpu) -> bool:
-        if not await vcpu.requests.check(Request.USERSPACE_KICK):
+        if not await vcpu.requests.check(KVM_REQ_USERSPACE_KICK):
             return False
         return await self.window.held()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.core.requests import Request, clear_all_cpus_request, make_all_cpus_request
-from app.core.rwsem import RwSemaphore, Side
-from app.core.trace import VcpuState
+from app.core.requests import KVM_REQ_USERSPACE_KICK, Request, clear_all_cpus_request, make_all_cpus_request
+from app.core.rwsem import READ, RwSemaphore
+from app.core.trace import WAITING
 from app.core.variants.base import Variant
 
 if TYPE_CHECKING:
@@ -47,17 +47,17 @@ class Sticky(Variant):
         semaphore = self.memory_transaction
         if await semaphore.read_or_queue(vcpu.tid):
             return True
-        vcpu.show(VcpuState.WAITING)
-        return await semaphore.wait(vcpu.task, Side.READ, killable=self.vm.switches.killable) or None
+        vcpu.show(WAITING)
+        return await semaphore.wait(vcpu.task, READ, killable=self.vm.switches.killable) or None
 
     def run_end(self, vcpu: Vcpu, held: object) -> Awaitable[None]:
         return self.memory_transaction.up_read()
 
     def entry_test(self, vcpu: Vcpu) -> Awaitable[bool]:
-        return vcpu.requests.test(Request.USERSPACE_KICK)
+        return vcpu.requests.test(KVM_REQ_USERSPACE_KICK)
 
     def exit_test(self, vcpu: Vcpu) -> Awaitable[bool]:
-        return vcpu.requests.test(Request.USERSPACE_KICK)
+        return vcpu.requests.test(KVM_REQ_USERSPACE_KICK)
 
     def block_test(self, vcpu: Vcpu) -> Awaitable[bool]:
-        return vcpu.requests.test(Request.USERSPACE_KICK)
+        return vcpu.requests.test(KVM_REQ_USERSPACE_KICK)
