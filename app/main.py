@@ -212,6 +212,7 @@ def url_of(settings: Settings, listener: socket.socket, code: str | None) -> str
     if settings.uds is not None:
         return f"unix:{settings.uds}"
     host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  every address: this machine's own
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"#code={code}" if code else "")
 
