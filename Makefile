@@ -31,8 +31,8 @@ check: $(DEV) ## format, lint, types, import contracts, tests, OpenAPI drift
 	$(BIN)/python -m pytest -q
 	$(BIN)/python -m app openapi | diff -u openapi.json - || { echo 'The API changed: run "make openapi".' >&2; exit 1; }
 
-bench: $(DEV) ## run every benchmark
-	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+bench: $(DEV) ## run every benchmark and print one table (ARGS=--json: for machines)
+	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 openapi: $(RUNTIME) ## write openapi.json
 	$(BIN)/python -m app openapi > openapi.json

@@ -44,8 +44,11 @@ class SharedData:
         return self._bytes.hex()
 
     def load(self, text: str) -> None:
-        """From a snapshot."""
-        self._bytes = bytes.fromhex(text)
+        """From a snapshot. ``ValueError``: it is not of that size."""
+        data = bytes.fromhex(text)
+        if len(data) != _PER_EXIT:
+            raise ValueError(f"the shared bytes of an exit are {_PER_EXIT}, not {len(data)}")
+        self._bytes = data
 
 
 def read_exit(pending: PendingRead) -> MmioExit:

@@ -27,8 +27,8 @@ from app.guests.x86.engine import (
 from app.guests.x86.faults import GP, PF, SS_FAULT, DeviceAccessError, GuestFaultError
 from app.guests.x86.memory import PAGE, PAGE_MASK, AccessStoppedError, Fragment, page_pieces
 from app.guests.x86.paging import FETCH, READ, WRITE
+from app.guests.x86.pending import MAX_INSTRUCTION
 from app.guests.x86.registers import STATE_SIZE
-from app.guests.x86.virtual import MAX_INSTRUCTION
 
 if TYPE_CHECKING:
     from app.guests.x86.registers import CpuState
@@ -278,7 +278,8 @@ class Stepper:
     def _take(self, virtual: int, size: int) -> bytes | None:
         """The next read in KVM's order."""
         if self._answered < len(self._step.reads):
-            data = self._step.reads[self._answered]
+            # Userspace may have changed the CPU's mode meanwhile: the same bytes can now read another length.
+            data = self._step.reads[self._answered][:size].ljust(size, b"\0")
         else:
             self._translate(virtual, size, READ)
             parts, missing = self._memory.read_at(self._pages, virtual, size)
