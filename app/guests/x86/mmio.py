@@ -46,8 +46,8 @@ class SharedData:
     def load(self, text: str) -> None:
         """From a snapshot. ``ValueError``: it is not of that size."""
         data = bytes.fromhex(text)
-        if len(data) != _PER_EXIT:
-            raise ValueError(f"the shared bytes of an exit are {_PER_EXIT}, not {len(data)}")
+        if len(data) != PER_EXIT:
+            raise ValueError(f"the shared bytes of an exit are {PER_EXIT}, not {len(data)}")
         self._bytes = data
 
 
