@@ -12,7 +12,7 @@ DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run serve test compose-test check bench lock openapi screenshots clean help
+.PHONY: run serve test compose-test wheel-test check bench lock openapi screenshots clean help
 
 run: $(RUNTIME) ## install what is needed and run the demo
 	$(BIN)/kickstand demo $(ARGS)
@@ -25,6 +25,9 @@ test: $(DEV) $(BROWSER) ## install what is needed and run all tests
 
 compose-test: $(DEV) $(NETWORK) ## build the container image, run the Compose demo with its cluster, and check it
 	$(BIN)/python -m pytest -q tests/packaging/compose.py $(ARGS)
+
+wheel-test: $(DEV) ## build the wheel, install it alone in a clean environment, and use it
+	$(BIN)/python -m pytest -q tests/packaging/wheel.py $(ARGS)
 
 check: $(DEV) ## format, lint, types, import contracts, tests, OpenAPI drift
 	$(BIN)/ruff format --check .
