@@ -92,7 +92,7 @@ def browsing():
 
 
 def visit(page, url):
-    """Open the dashboard. Chromium drops what it loads when an interface of the machine comes or goes: then once more."""
+    """Open the dashboard; again if a network interface came or went meanwhile, at which Chromium drops what it loads."""
     dropped = []
     page.on("requestfailed", lambda request: dropped.append(request) if NETWORK_CHANGED in request.failure else None)
     page.goto(url)

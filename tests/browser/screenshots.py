@@ -16,7 +16,7 @@ FLEET = """(async () => {
     const form = { name: 'fleet', vcpus: 60, guest: 'mixed', variant: 'sticky', engine: 'script', irqchip: true };
     for (const action of ['create', 'load', 'start']) await kickstand.runner.run(action, { vm: 'fleet', form });
 })()"""
-MOST = 80_000  # bytes of one picture
+MOST = 100_000  # bytes of one picture
 COLOURS = (255, 128, 64, 32, 16)
 
 
