@@ -92,7 +92,7 @@ def browsing():
 
 
 def visit(page, url):
-    """Open the dashboard; again if a network interface came or went meanwhile, at which Chromium drops what it loads."""
+    """Open the dashboard; again if a network interface came or went, at which Chromium drops what it loads."""
     dropped = []
     page.on("requestfailed", lambda request: dropped.append(request) if NETWORK_CHANGED in request.failure else None)
     page.goto(url)
