@@ -67,7 +67,7 @@ def test_the_curl_under_a_button_is_the_call(story, action):
 def test_a_vm_with_real_machine_code_is_made_and_torn(page):
     page.click("#controls details.group > summary")
     page.fill("#controls .fields input[maxlength]", "metal")
-    page.get_by_label("Engine").select_option("x86")
+    page.get_by_role("combobox", name="Engine").select_option("x86")
     page.click("#do-create")
     assert result(page, "create")["ok"]
     until(page, "kickstand.vm()?.id === 'metal' && kickstand.vm().engine === 'x86'")
@@ -92,13 +92,13 @@ def test_a_vm_with_real_machine_code_is_made_and_torn(page):
 
 def test_variant_and_userspace_are_chosen(page):
     page.click("#controls details.group > summary")
-    page.get_by_label("Name").fill("polite")
+    page.get_by_role("textbox", name="Name").fill("polite")
     page.get_by_role("spinbutton", name="vCPUs").fill("2")
-    page.get_by_label("Variant").select_option("clear_on_exit")
+    page.get_by_role("combobox", name="Variant").select_option("clear_on_exit")
     page.click("#do-create")
     assert result(page, "create")["text"] == "VM polite with 2 vCPUs, variant clear_on_exit"
-    page.get_by_label("Example").select_option("tight")
-    page.get_by_label("Userspace").select_option("well")
+    page.get_by_role("combobox", name="Example").select_option("tight")
+    page.get_by_role("combobox", name="Userspace").select_option("well")
     page.click("#do-load")
     assert result(page, "load")["ok"]
     page.click("#do-start")
