@@ -47,12 +47,16 @@ def far_transfer(e: Wide) -> bytes:
 
 
 def load_selector(e: Wide) -> bytes:
-    """MOV to FS and GS and back; sometimes a selector that is none."""
+    """MOV to FS and GS and back; sometimes a selector that is none.
+
+    The null selector in long mode only: translated code does not look at the limits of data segments.
+    """
     segment = e.random.choice((4, 5))
     if e.mode == "real":
         value = e.random.getrandbits(12)
     else:
-        value = e.random.choice((0, CODE_SELECTOR, DATA_SELECTOR, DATA_SELECTOR, DATA_SELECTOR | 3, 0x18, 0x4C))
+        null = 0 if e.long else DATA_SELECTOR
+        value = e.random.choice((null, CODE_SELECTOR, DATA_SELECTOR, DATA_SELECTOR, DATA_SELECTOR | 3, 0x18, 0x4C))
     back = e.random.choice((b"", bytes([0x8C, 0xC0 | segment << 3 | EDX])))
     return e.load(EAX, value) + bytes([0x8E, 0xC0 | segment << 3 | EAX]) + back
 
