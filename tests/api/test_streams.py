@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import resource
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -164,6 +166,30 @@ async def test_a_slow_reader_gets_one_gap_with_the_count_and_a_snapshot_and_slow
         assert gap["count"] == gap["to"] - gap["from"] + 1
         assert after == list(range(seen[at + 1]["data"]["seq"] + 1, last + 1))
         assert server.context.hub.gaps == 1
+
+
+def resident():
+    """Bytes of memory this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.slow
+async def test_a_reader_that_stalls_while_thirty_megabytes_pass_costs_little_memory_and_gets_one_gap():
+    async with live(streams=StreamSettings(tick_s=0)) as server:  # it falls behind by not reading, by nothing else
+        log = server.registry.log
+        log.ring = type(log.ring)(maxlen=2_000)
+        deaf = Deaf(server.port, "/vm/events")
+        await until(lambda: server.context.hub.streams == 1)
+        await flood(server, 5_000)  # what the kernel takes, and the ring
+        before = resident()
+        await flood(server, 30_000)
+        assert resident() - before < 8 << 20
+        reading = asyncio.create_task(deaf.read_until(b"kvm_last"))
+        await until(lambda: server.context.hub.gaps, "the gap")
+        log.emit("default", "kvm_last", None, {})
+        names = [event["event"] for event in await reading]
+        assert names.count("gap") == 1
+        assert names[names.index("gap") + 1] == "snapshot"
 
 
 @pytest.mark.slow
