@@ -20,6 +20,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -97,7 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     openapi.install(app)
     app.mount("/static", StaticFiles(directory=system.STATIC))
     if system.DASHBOARD.is_dir():
-        app.mount("/dashboard", StaticFiles(directory=system.DASHBOARD))
+        app.mount("/dashboard", GZipMiddleware(StaticFiles(directory=system.DASHBOARD)))
     hosts = (*context.settings.allowed_hosts, context.settings.host)
     limits = context.settings.limits
     larger = {"/vms/restore": limits.snapshot}

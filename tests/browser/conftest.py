@@ -71,9 +71,9 @@ def context(chromium, server):
 
 @pytest.fixture
 def page(context, server):
-    """The dashboard, with its stream open."""
+    """The dashboard, with its stream open. Its address names a view, so that the story does not begin by itself."""
     made = context.new_page()
-    made.goto(server.url)
+    made.goto(f"{server.url}#view=overview")
     until(made, "window.kickstand?.live.status === 'live' && kickstand.info !== null")
     until(made, "document.querySelector('#do-kick') !== null")
     return made

@@ -137,7 +137,7 @@ def test_everything_can_be_done_by_keyboard(page):
     page.keyboard.press("r")
     until(page, "!kickstand.vm().kicked")
     page.keyboard.press("?")
-    until(page, "document.querySelector('dialog').open")
+    until(page, "document.querySelector('dialog')?.open")
     assert "What a kick does" in text(page, "dialog")
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('dialog').open")

@@ -12,7 +12,7 @@ def tabs(context, server, number):
     opened = []
     for _ in range(number):
         page = context.new_page()
-        page.goto(server.url)
+        page.goto(f"{server.url}#view=overview")
         until(page, "window.kickstand?.live.status === 'live' && document.querySelector('#do-kick') !== null")
         opened.append(page)
     return opened
