@@ -177,12 +177,11 @@ def resident():
 async def test_a_reader_that_stalls_while_thirty_megabytes_pass_costs_little_memory_and_gets_one_gap():
     async with live(streams=StreamSettings(tick_s=0)) as server:  # it falls behind by not reading, by nothing else
         log = server.registry.log
-        log.ring = type(log.ring)(maxlen=2_000)
         deaf = Deaf(server.port, "/vm/events")
         await until(lambda: server.context.hub.streams == 1)
-        await flood(server, 5_000)  # what the kernel takes, and the ring
+        await flood(server, log.capacity + 1_000, size=100)  # fills the ring, and what the kernel takes
         before = resident()
-        await flood(server, 30_000)
+        await flood(server, 200_000, size=100)
         assert resident() - before < 8 << 20
         reading = asyncio.create_task(deaf.read_until(b"kvm_last"))
         await until(lambda: server.context.hub.gaps, "the gap")
