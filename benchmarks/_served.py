@@ -7,7 +7,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import uvicorn
@@ -58,10 +58,19 @@ class Served:
         self._servers.append((server, listener))
         return int(listener.getsockname()[1])
 
+    def until(self, done: Callable[[], bool]) -> None:
+        """Wait for something on the serving loop."""
+        end = time.monotonic() + 30
+        while not done():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
     def close(self) -> None:
         """Stop serving."""
         for server, listener in self._servers:
+            server.force_exit = True  # whoever is still connected is not waited for
             self.run(server.shutdown(sockets=[listener]))
+            self.run(server.lifespan.shutdown())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
 
@@ -117,14 +126,3 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, load:
         writer.write(load)
         body = await answer(reader)
     return body
-
-
-async def lines(port: int, path: str) -> AsyncIterator[bytes]:
-    """What a stream sends, as it comes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-    try:
-        while data := await reader.read(1 << 16):
-            yield data
-    finally:
-        writer.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.api.hub import SSE, Sleeper, View
 from app.settings import Limits, StreamSettings
 from tests.api.live import assert_problem, events, live, until
 
@@ -251,10 +252,8 @@ async def test_more_streams_than_the_limit_are_refused():
 
 
 async def test_a_burst_wakes_a_reader_once_and_is_encoded_once(server):
-    from app.api.hub import SSE, View
-
     hub, log = server.context.hub, server.registry.log
-    waiting = asyncio.create_task(hub.wait(log.seq, 10))
+    waiting = asyncio.create_task(Sleeper(hub).wait(log.seq, asyncio.get_running_loop().time() + 10))
     await asyncio.sleep(0)
     seq = log.seq
     for _ in range(10):
@@ -272,5 +271,5 @@ async def test_waiting_always_suspends_even_when_events_are_there(server):
     log.emit("x", "kvm_test", None, {})
     turns = []
     asyncio.get_running_loop().call_soon(turns.append, 1)
-    await server.context.hub.wait(0, 10)
+    await Sleeper(server.context.hub).wait(0, asyncio.get_running_loop().time() + 10)
     assert turns
