@@ -52,6 +52,7 @@ KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none sen
 CUT_OFF_S = 0.5  # how long clients may take to read the last words
 SEND_BUFFER = 256 << 10  # bounds what the kernel keeps for a client that does not read
 OPEN_FILES = 65_536
+HERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where a browser finds "every address"
 ROUTERS = (
     runs.router,
     vcpus.router,
@@ -213,6 +214,7 @@ def url_of(settings: Settings, listener: socket.socket, code: str | None) -> str
     if settings.uds is not None:
         return f"unix:{settings.uds}"
     host, port = listener.getsockname()[:2]
+    host = str(HERE.get(host, host))
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"#code={code}" if code else "")
 

@@ -20,6 +20,7 @@ from typing import Any
 from app.core.atomics import Shared, outside
 from app.core.memslots import Memslots
 from app.core.requests import VcpuMode
+from app.core.trace import Fields
 from app.core.variants import Variant
 from app.explore.objects import Trap
 from app.explore.observe import AT_HOME, Flag, Label, Observer, label_of
@@ -241,9 +242,9 @@ class Replay:
     def mapped(self, memslots: Memslots) -> None:
         """Note the memory map as guests see it now: watchers of a server are told only when the ioctl is over."""
         vm = next(vm for vm in self.world.vms.values() if getattr(vm.memslots, "_real", None) is memslots)
-        self._tell(vm.id, MAPPED, None, memory_regions=_map(memslots))
+        self._tell(vm.id, MAPPED, None, {"memory_regions": _map(memslots)})
 
-    def _tell(self, vm: str, event: str, vcpu: int | None, /, **fields: object) -> None:
+    def _tell(self, vm: str, event: str, vcpu: int | None, fields: Fields, /) -> None:
         thread, order, done = self.numbers[asyncio.current_task()], self.schedule.threads, len(self.log)
         if self.closing or done > len(order) or thread not in order:
             return

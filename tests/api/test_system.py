@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from app.core.variants import variants
-from app.main import create_app
+from app.main import create_app, url_of
 from app.settings import Limits, Settings
 from tests.api.live import assert_problem, live
 
@@ -236,3 +236,12 @@ async def test_a_trace_format_that_is_not_built_says_what_is_missing(client, vm,
     problem = assert_problem(await client.get(f"{vm}/trace?format=perfetto"), 501, "EOPNOTSUPP")
     assert "TrackEvent" in problem["detail"]
     assert_problem(await client.get(f"{vm}/trace?format=vcd"), 422, "EINVAL")
+
+
+@pytest.mark.parametrize(("host", "url"), [("0.0.0.0", "http://127.0.0.1:80/"), ("::", "http://[::1]:80/")])
+def test_the_url_of_a_server_on_every_address_can_be_clicked(host, url):
+    class Listener:
+        def getsockname(self):
+            return host, 80
+
+    assert url_of(Settings(), Listener(), None) == url
