@@ -31,6 +31,7 @@ _STOP_AGAIN_S = 20e-6
 _APIC_BASE = 0xFEE00900  # enabled, boot CPU
 _MASK64 = (1 << 64) - 1
 _MAX_NMIS = 2
+_VECTORS = 256
 
 
 class X86Cpu:
@@ -222,13 +223,20 @@ class X86Cpu:
             events.queued = None
 
     def special_registers(self) -> dict[str, Any]:
-        """KVM_GET_SREGS."""
-        return get_sregs(self._state, self._apic_base)
+        """KVM_GET_SREGS; the bitmap has the interrupt that waits."""
+        waiting = self._emulator.events.interrupt
+        bitmap = 0 if waiting is None else 1 << waiting
+        words = [bitmap >> shift & _MASK64 for shift in range(0, _VECTORS, 64)]
+        return get_sregs(self._state, self._apic_base) | {"interrupt_bitmap": words}
 
     def set_special_registers(self, changes: Mapping[str, Any]) -> None:
         """KVM_SET_SREGS for the registers named; KvmError(EINVAL) for a combination no CPU can have."""
-        set_sregs(self._state, changes)
+        registers = {name: value for name, value in changes.items() if name != "interrupt_bitmap"}
+        set_sregs(self._state, registers)
         self._apic_base = changes.get("apic_base", self._apic_base)
+        bitmap = sum(word << 64 * index for index, word in enumerate(changes.get("interrupt_bitmap", ())))
+        if bitmap:
+            self.interrupt((bitmap & -bitmap).bit_length() - 1)  # ``find_first_bit``
         self._translator.flush_tlb()
 
     # -- events ----------------------------------------------------------------------------------------------
