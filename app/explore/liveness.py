@@ -56,8 +56,10 @@ def region(search: Search, words: Words, *, without: dict[int, int]) -> Region:
     parts: list[tuple[Numbers, Numbers, NDArray[np.int8], NDArray[np.int64]]] = []
     for begin in range(0, count, CHUNK):
         chunk = words[begin : begin + CHUNK]
-        for thread in tables.threads:
-            new, flags, source = tables.expand(chunk, thread)
+        if tables.reduction is not None:
+            for thread in tables.threads:
+                enabled[thread, begin + tables.expand(chunk, thread)[2]] = True
+        for thread, new, flags, source, _ in tables.moves(chunk):
             enabled[thread, begin + source] = True
             at = np.searchsorted(words, new)
             at[at == count] = 0

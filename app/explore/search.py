@@ -11,6 +11,7 @@ import numpy as np
 from app.explore.marks import Marks
 from app.explore.observe import VIOLATIONS, Flag
 from app.explore.properties import PROPERTIES
+from app.explore.reduction import Outdated, Reduction, version
 from app.explore.tables import Tables, U, Words
 
 NO_WORDS: Words = np.empty(0, dtype=U)
@@ -112,9 +113,15 @@ class Search:
         self.max_states = max_states
         self.report = report
         self.result = Result()
+        self.checked = tables.reduction.version if tables.reduction else ()
+        self.checked_states = 0
 
-    def run(self, *, until_decided: bool = False) -> Result:
-        """Search until nothing is new, a bound is met, or (if asked) every wanted property has fallen."""
+    def run(self, *, until_decided: bool = False, depth: int = 0) -> Result:
+        """Search until nothing is new, a bound is met, or (if asked) every wanted property has fallen.
+
+        In the last case ``depth`` levels are searched at least. Raises ``Outdated`` if the tables' reduction does
+        not follow from what the search has learnt.
+        """
         result = self.result
         started = time.monotonic()
         frontier = distinct(
@@ -127,24 +134,33 @@ class Search:
             if self.report is not None:
                 elapsed = max(time.monotonic() - started, 1e-6)
                 self.report(Progress(result.states, len(frontier), len(result.levels), result.states / elapsed))
-            if until_decided and not self.wanted - result.hits.keys():
+            self._check_reduction(last=not len(frontier))
+            if until_decided and len(result.levels) >= depth and not self.wanted - result.hits.keys():
                 break
             if len(frontier) and result.states + len(frontier) > self.max_states:
                 result.bound = f"max_states {self.max_states}"
                 break
         return result
 
+    def _check_reduction(self, *, last: bool) -> None:
+        """Look whether the reduction still follows: at the end, and on the way as the number of states doubles."""
+        reduction = self.tables.reduction
+        if reduction is None or version(self.tables.model) == self.checked:
+            return
+        if last or self.result.states > 2 * self.checked_states:
+            self.checked, self.checked_states = version(self.tables.model), self.result.states
+            later = Reduction(self.tables.model)
+            if not reduction.holds_in(later):
+                raise Outdated(later)
+
     def _level(self, frontier: Words) -> Words:
         parts = []
         moving = np.zeros(len(frontier), dtype=bool)
-        for thread in self.tables.threads:
-            words, flags, source = self.tables.expand(frontier, thread)
+        for thread, words, flags, source, tried in self.tables.moves(frontier):
             self.result.transitions += len(words)
-            able = np.zeros(len(frontier), dtype=bool)
-            able[source] = True
-            moving |= able
+            moving[source] = True
             self._check_flags(frontier, thread, flags, source)
-            self._check_blocked(frontier, thread, able)
+            self._check_blocked(frontier, thread, source, tried)
             parts.append(words)
         self._check_deadlock(frontier, moving)
         return self.result.seen.without(distinct(parts))
@@ -173,9 +189,13 @@ class Search:
                 if len(words):
                     self._hit(name, thread, words)
 
-    def _check_blocked(self, frontier: Words, thread: int, able: np.ndarray) -> None:
+    def _check_blocked(
+        self, frontier: Words, thread: int, source: np.ndarray, tried: np.ndarray | None
+    ) -> None:
         if thread in self.marks.vmms and self._open("no_bystander"):
-            words = frontier[~able]
+            stuck = np.ones(len(frontier), dtype=bool)
+            stuck[source] = False
+            words = frontier[stuck] if tried is None else frontier[tried[stuck[tried]]]
             words = words[self.marks.waits_for_bystander(words, thread)]
             if len(words):
                 self._hit("no_bystander", None, words, thread)

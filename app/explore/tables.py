@@ -7,12 +7,14 @@ of successors, which is filled by the model when a combination is met for the fi
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.explore.model import Model
+from app.explore.reduction import Reduction
 
 Words = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
@@ -119,12 +121,23 @@ class Growing:
         self.size = need
 
 
-class Tables:
-    """All tables of one model for one choice of widths."""
+class Moves(NamedTuple):
+    """One thread's steps from some states: ``source`` is the position of the state that each came from."""
 
-    def __init__(self, model: Model, widths: Widths) -> None:
+    thread: int
+    words: Words
+    flags: Numbers
+    source: Numbers
+    tried: Numbers | None  # the positions at which others move too; None: all
+
+
+class Tables:
+    """All tables of one model for one choice of widths; with ``reduction`` only the moves that matter."""
+
+    def __init__(self, model: Model, widths: Widths, reduction: Reduction | None = None) -> None:
         self.model = model
         self.widths = widths
+        self.reduction = reduction
         self.threads = range(len(model.threads))
         self.kinds: list[list[Kind]] = [[] for _ in self.threads]
         self._by_others: list[dict[tuple[int, ...], int]] = [{} for _ in self.threads]
@@ -141,6 +154,29 @@ class Tables:
             for component, states in enumerate(self.model.states)
             if len(states) > 1 << self.widths.bits[component]
         ]
+
+    def moves(self, words: Words) -> Iterator[Moves]:
+        """Let every thread move in each state, or only one where that is enough."""
+        if self.reduction is None:
+            for thread in self.threads:
+                yield Moves(thread, *self.expand(words, thread), None)
+            return
+        left = np.arange(len(words))
+        stops = [self.reduction.stop_of(thread, self.widths.field(words, thread)) for thread in self.threads]
+        for thread in self.threads:
+            free = self.reduction.free(stops, thread, left)
+            if not len(free):
+                continue
+            new, flags, source = self.expand(words[free], thread)
+            source = free[source]
+            yield Moves(thread, new, flags, source, left[:0])
+            rest = np.zeros(len(words), dtype=bool)
+            rest[left] = True
+            rest[source] = False  # where it has to wait, another may be free
+            left = np.flatnonzero(rest)
+        for thread in self.threads:
+            new, flags, source = self.expand(words[left], thread)
+            yield Moves(thread, new, flags, left[source], left)
 
     def expand(self, words: Words, thread: int) -> tuple[Words, NDArray[np.int64], Numbers]:
         """Let ``thread`` take its next step in each state: successors, their flags, which word each came from."""
