@@ -26,6 +26,7 @@ from app.explore.trail import Tracer, Trail
 
 MAX_STATES = 64_000_000
 LEARN = 200_000  # states after which a search is large enough to be worth reducing
+AHEAD = (4_000, 400)  # and how many further states a level it looks at, for how many levels, to know what there is
 EXACT = 4_000_000  # states within which a loop is sought again without reduction, for the shortest way to it
 REPORT = Callable[[Progress], None]
 
@@ -109,7 +110,7 @@ class Decision:
         *,
         max_states: int = MAX_STATES,
         merge: bool = True,
-        reduce: bool = True,
+        learn: int | None = LEARN,
         report: REPORT | None = None,
         strategy: str = "states",
         seed: int = 0,
@@ -120,7 +121,7 @@ class Decision:
         self.size = size
         self.max_states = max_states
         self.merge = merge
-        self.reduce = reduce and merge
+        self.learn = learn if merge else None  # None: no reduction
         self.report = report
         self.strategy = strategy
         self.seed = seed
@@ -185,9 +186,10 @@ class Decision:
             self.model = Model(self.knowledge, merge=self.merge)
             self.model.initial()
             self.bits = _first_widths(self.model)
-        limit = min(LEARN, self.max_states) if self.reduce else self.max_states
+        limit = self.max_states if self.learn is None else min(self.learn, self.max_states)
         search = self._run(wanted, limit, until_decided=only_safety)
         if search.result.bound is not None and limit < self.max_states:
+            search.look_ahead(*AHEAD)
             search = self._reduced(wanted, until_decided=only_safety)
         self.widths = search.tables.widths
         return search

@@ -212,6 +212,10 @@ class Reduction:
                     return False
         return True
 
+    def knows_less(self, later: Reduction) -> bool:
+        """There are stops at which nobody is free only because they are not known here."""
+        return any(len(old.traps) < len(new.traps) for old, new in zip(self.stops, later.stops, strict=True))
+
     def _free(self, thread: int, other: int, stops: int, others: int) -> NDArray[np.bool_]:
         """Whether ``thread`` is free of ``other``, for their first stops."""
         rows = self.tables[thread][other][self.own[thread][other][:stops]]

@@ -113,6 +113,7 @@ class Search:
         self.max_states = max_states
         self.report = report
         self.result = Result()
+        self.left = NO_WORDS  # the frontier at which a bound was met
         self.checked = tables.reduction.version if tables.reduction else ()
         self.checked_states = 0
 
@@ -139,8 +140,27 @@ class Search:
                 break
             if len(frontier) and result.states + len(frontier) > self.max_states:
                 result.bound = f"max_states {self.max_states}"
+                self.left = frontier
                 break
         return result
+
+    def look_ahead(self, width: int, depth: int) -> None:
+        """After a bound was met: follow ``width`` states a level, for what there is to learn of threads and objects."""
+        frontier = self.left
+        for _ in range(depth):
+            frontier = self._sample(frontier, width)
+            if not len(frontier):
+                return
+            new = distinct(moves.words for moves in self.tables.moves(frontier))
+            frontier = self.result.seen.without(new)
+            self.result.seen.add(frontier)
+
+    def _sample(self, frontier: Words, width: int) -> Words:
+        """Some of the states: of each state of a thread one, and others evenly."""
+        chosen = [np.arange(0, len(frontier), max(1, len(frontier) // width))]
+        for thread in self.tables.threads:
+            chosen.append(np.unique(self.tables.widths.field(frontier, thread), return_index=True)[1])
+        return frontier[np.unique(np.concatenate(chosen))]
 
     def _check_reduction(self, *, last: bool) -> None:
         """Look whether the reduction still follows: at the end, and on the way as the number of states doubles."""
@@ -150,7 +170,7 @@ class Search:
         if last or self.result.states > 2 * self.checked_states:
             self.checked, self.checked_states = version(self.tables.model), self.result.states
             later = Reduction(self.tables.model)
-            if not reduction.holds_in(later):
+            if not reduction.holds_in(later) or (not last and reduction.knows_less(later)):
                 raise Outdated(later)
 
     def _level(self, frontier: Words) -> Words:
