@@ -11,7 +11,7 @@ import numpy as np
 
 from app.explore.observe import Flag
 from app.explore.paths import Move, Path, to_level
-from app.explore.search import NO_WORDS, Hit, Search, Seen, distinct
+from app.explore.search import NO_WORDS, Hit, Search, Shard, distinct
 from app.explore.tables import Words
 
 LIMIT = 3  # the third EINTR in a row is one too many
@@ -21,7 +21,7 @@ class Layer:
     """What was reached with one count, level by level."""
 
     def __init__(self) -> None:
-        self.seen = Seen()
+        self.seen = Shard()
         self.levels: list[Words] = []
 
     def add(self, words: Words) -> None:

@@ -114,6 +114,7 @@ class Decision:
         report: REPORT | None = None,
         strategy: str = "states",
         seed: int = 0,
+        workers: int = 1,
     ) -> None:
         self.scenario = scenario
         self.kind = variant(kind) if isinstance(kind, str) else kind
@@ -125,6 +126,7 @@ class Decision:
         self.report = report
         self.strategy = strategy
         self.seed = seed
+        self.workers = workers
         self.knowledge = Knowledge(Cell(scenario, self.kind, behaviour))
         self.bound: str | None = None
         self.bits: list[int] = []
@@ -198,7 +200,7 @@ class Decision:
         """Search, starting over when a component outgrows its field."""
         while True:
             tables = Tables(self.model, Widths(self.bits), reduction)
-            search = Search(tables, wanted, limit, self.report)
+            search = Search(tables, wanted, limit, self.report, self.workers)
             try:
                 search.run(**how)
             except OverflowError:

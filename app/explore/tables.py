@@ -8,6 +8,7 @@ of successors, which is filled by the model when a combination is met for the fi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,8 +63,7 @@ class Kind:
         self.dense = self.size <= DENSE
         # Entry numbers plus one; zeroed memory is taken from the system only where it is touched.
         self.index = np.zeros(self.size if self.dense else 0, dtype=np.int32)
-        self.keys = np.empty(0, dtype=np.int64)
-        self.entries = np.empty(0, dtype=np.int64)
+        self.sparse = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)  # keys, sorted, and their entries
         mask = 0
         for component in self.components:
             mask |= widths.mask[component] << widths.shift[component]
@@ -88,21 +88,21 @@ class Kind:
         """The entry of each key, -1 where there is none yet."""
         if self.dense:
             return self.index[keys].astype(np.int64) - 1
-        if not len(self.keys):
+        known, entries = self.sparse
+        if not len(known):
             return np.full(len(keys), -1, dtype=np.int64)
-        at = np.searchsorted(self.keys, keys)
-        at[at == len(self.keys)] = 0
-        return np.where(self.keys[at] == keys, self.entries[at], -1)
+        at = np.searchsorted(known, keys)
+        at[at == len(known)] = 0
+        return np.where(known[at] == keys, entries[at], -1)
 
     def put(self, keys: Numbers, entries: Numbers) -> None:
         """Remember new entries."""
         if self.dense:
             self.index[keys] = entries + 1
             return
-        self.keys = np.concatenate([self.keys, keys])
-        self.entries = np.concatenate([self.entries, entries])
-        order = np.argsort(self.keys)
-        self.keys, self.entries = self.keys[order], self.entries[order]
+        keys = np.concatenate([self.sparse[0], keys])
+        order = np.argsort(keys)
+        self.sparse = keys[order], np.concatenate([self.sparse[1], entries])[order]
 
 
 class Growing:
@@ -138,6 +138,7 @@ class Tables:
         self.model = model
         self.widths = widths
         self.reduction = reduction
+        self.lock = Lock()  # held by the worker that learns; the others read what is complete
         self.threads = range(len(model.threads))
         self.kinds: list[list[Kind]] = [[] for _ in self.threads]
         self._by_others: list[dict[tuple[int, ...], int]] = [{} for _ in self.threads]
@@ -183,7 +184,8 @@ class Tables:
         own = self.widths.field(words, thread)
         kinds = self.kind_of[thread][own]
         if (kinds == UNKNOWN).any():
-            self._classify(thread, np.unique(own[kinds == UNKNOWN]))
+            with self.lock:
+                self._classify(thread, np.unique(own[kinds == UNKNOWN]))
             kinds = self.kind_of[thread][own]
         parts = []
         for number in range(len(self.kinds[thread])):
@@ -201,7 +203,9 @@ class Tables:
         keys = kind.key_of(words)
         entries = kind.lookup(keys)
         if (entries < 0).any():
-            self._fill(kind, np.unique(keys[entries < 0]))
+            with self.lock:  # another worker may have met the same combinations meanwhile
+                missing = np.unique(keys[entries < 0])
+                self._fill(kind, missing[kind.lookup(missing) < 0])
             entries = kind.lookup(keys)
         counts = self.count.data[entries]
         total = int(counts.sum())
@@ -217,6 +221,8 @@ class Tables:
 
     def _classify(self, thread: int, own: Numbers) -> None:
         for number in own.tolist():
+            if self.kind_of[thread][number] != UNKNOWN:
+                continue
             others = self.model.kind(thread, number)
             if others is None:
                 self.kind_of[thread][number] = ENDED
