@@ -20,12 +20,17 @@ from app.explore.world import BEHAVIOURS
 Answer = dict[str, tuple[str, int | None]]
 
 
-def answer(name: str, variant: str, behaviour: str, size: tuple[int, int], properties: Iterable[str], **how: object) -> Answer:
+def answer(
+    name: str, variant: str, behaviour: str, size: tuple[int, int], properties: Iterable[str], **how: object
+) -> Answer:
     """Each property's verdict, and the length of its counterexample."""
     decision = Decision(scenario(name, *size), variant, behaviour, size, **how)  # type: ignore[arg-type]
     verdicts = decision.verdicts(properties)
     return {
-        verdict.property: (verdict.verdict, verdict.counterexample and verdict.counterexample.trail.steps)
+        verdict.property: (
+            verdict.verdict,
+            verdict.counterexample.trail.steps if verdict.counterexample is not None else None,
+        )
         for verdict in verdicts
     }
 

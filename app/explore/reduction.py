@@ -14,7 +14,6 @@ and each thread's own story are the same in both. Three things see to that:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import TYPE_CHECKING
@@ -208,7 +207,7 @@ class Reduction:
                 return False
             for other in self.threads:
                 before = self._free(thread, other, known, len(self.stops[other].traps))
-                if (before & ~later._free(thread, other, known, len(self.stops[other].traps))).any():  # noqa: SLF001
+                if (before & ~later._free(thread, other, known, len(self.stops[other].traps))).any():
                     return False
         return True
 

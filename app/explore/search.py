@@ -225,10 +225,10 @@ class Search:
 
     def _sample(self, frontier: Words, width: int) -> Words:
         """Some of the states: of each state of a thread one, and others evenly."""
-        chosen = [np.arange(0, len(frontier), max(1, len(frontier) // width))]
-        for thread in self.tables.threads:
-            chosen.append(np.unique(self.tables.widths.field(frontier, thread), return_index=True)[1])
-        return frontier[np.unique(np.concatenate(chosen))]
+        evenly = np.arange(0, len(frontier), max(1, len(frontier) // width))
+        fields = (self.tables.widths.field(frontier, thread) for thread in self.tables.threads)
+        chosen = [np.unique(field, return_index=True)[1] for field in fields]
+        return frontier[np.unique(np.concatenate([evenly, *chosen]))]
 
     def _check_reduction(self, *, last: bool) -> None:
         """Look whether the reduction still follows: at the end, and on the way as the number of states doubles."""
