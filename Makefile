@@ -7,11 +7,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 
 RUNTIME := $(VENV)/.runtime
 BROWSER := $(VENV)/.browser
+NETWORK := $(VENV)/.network
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run serve test check bench lock openapi screenshots clean help
+.PHONY: run serve test compose-test wheel-test check bench lock openapi screenshots clean help
 
 run: $(RUNTIME) ## install what is needed and run the demo
 	$(BIN)/kickstand demo $(ARGS)
@@ -22,6 +23,12 @@ serve: $(RUNTIME) ## install what is needed and run the server
 test: $(DEV) $(BROWSER) ## install what is needed and run all tests
 	$(BIN)/python -m pytest -q $(ARGS)
 
+compose-test: $(DEV) $(NETWORK) ## build the container image, run the Compose demo with its cluster, and check it
+	$(BIN)/python -m pytest -q tests/packaging/compose.py $(ARGS)
+
+wheel-test: $(DEV) ## build the wheel, install it alone in a clean environment, and use it
+	$(BIN)/python -m pytest -q tests/packaging/wheel.py $(ARGS)
+
 check: $(DEV) ## format, lint, types, import contracts, tests, OpenAPI drift
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -31,8 +38,8 @@ check: $(DEV) ## format, lint, types, import contracts, tests, OpenAPI drift
 	$(BIN)/python -m pytest -q
 	$(BIN)/python -m app openapi | diff -u openapi.json - || { echo 'The API changed: run "make openapi".' >&2; exit 1; }
 
-bench: $(DEV) ## run every benchmark
-	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+bench: $(DEV) ## run every benchmark and print one table (ARGS=--json: for machines)
+	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 openapi: $(RUNTIME) ## write openapi.json
 	$(BIN)/python -m app openapi > openapi.json
@@ -44,16 +51,17 @@ screenshots: $(DEV) $(BROWSER) ## take the dashboard's pictures again
 LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-strip-extras --custom-compile-command "make lock"
 
-lock: $(DEV) ## make both lock files again from pyproject.toml
+lock: $(DEV) ## make the lock files again from pyproject.toml
 	$(BIN)/$(LOCK) --group build $(ARGS) --output-file requirements.lock
 	$(BIN)/$(LOCK) --group dev --extra cluster $(ARGS) --constraints requirements.lock --output-file requirements-dev.lock
+	$(BIN)/$(LOCK) --group build --extra cluster $(ARGS) --constraints requirements-dev.lock --output-file requirements-cluster.lock
 
 clean: ## remove the virtual environment and everything that tools leave behind
 	rm -rf $(VENV) build dist htmlcov .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The first of these that is Python 3.11 or later; PYTHON=... on the command line decides alone.
 ifeq ($(origin PYTHON),file)
@@ -91,4 +99,14 @@ $(BROWSER): $(DEV)
 		{ apt-get update -q && apt-get install -qy --no-install-recommends chromium; } >/dev/null 2>&1 \
 			|| echo "chromium could not be installed: the dashboard's tests will be skipped." >&2; \
 	else echo "No chromium found: the dashboard's tests will be skipped." >&2; fi
+	@touch $@
+
+# Where podman stands in for Docker, its networks are made with iptables, which its package only suggests.
+$(NETWORK): $(DEV)
+	@if ! command -v podman >/dev/null 2>&1 || PATH="$$PATH:/usr/sbin" command -v iptables >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+		echo "Installing iptables for podman's networks"; \
+		{ apt-get update -q && apt-get install -qy --no-install-recommends iptables; } >/dev/null 2>&1 \
+			|| echo "iptables could not be installed: podman cannot make networks." >&2; \
+	else echo "podman is here, but not iptables: it cannot make networks." >&2; fi
 	@touch $@

@@ -185,7 +185,7 @@ def explore(
     vmms: Annotated[int, typer.Option(min=1, max=2, help="VMM threads, each with a transaction of its own.")] = 1,
     prop: Annotated[list[str] | None, typer.Option("--property", help="A property. Default: all.")] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="Tables only; 1 and 2 vCPUs unless --vcpus says.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the cells.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Share the cells, and each large cell, between so many cores.")] = 1,
     cluster: Annotated[str | None, typer.Option(help="A Dask scheduler's address (extra: cluster).")] = None,
     strategy: Annotated[str, typer.Option(help="states (exhaustive), random or pct.")] = "states",
     max_states: Annotated[int | None, typer.Option(min=1, help="Give up, undecided, after so many states.")] = None,

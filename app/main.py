@@ -20,6 +20,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -51,6 +52,7 @@ KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none sen
 CUT_OFF_S = 0.5  # how long clients may take to read the last words
 SEND_BUFFER = 256 << 10  # bounds what the kernel keeps for a client that does not read
 OPEN_FILES = 65_536
+HERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where a browser finds "every address"
 ROUTERS = (
     runs.router,
     vcpus.router,
@@ -97,7 +99,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     openapi.install(app)
     app.mount("/static", StaticFiles(directory=system.STATIC))
     if system.DASHBOARD.is_dir():
-        app.mount("/dashboard", StaticFiles(directory=system.DASHBOARD))
+        app.mount("/dashboard", GZipMiddleware(StaticFiles(directory=system.DASHBOARD)))
     hosts = (*context.settings.allowed_hosts, context.settings.host)
     limits = context.settings.limits
     larger = {"/vms/restore": limits.snapshot}
@@ -212,6 +214,7 @@ def url_of(settings: Settings, listener: socket.socket, code: str | None) -> str
     if settings.uds is not None:
         return f"unix:{settings.uds}"
     host, port = listener.getsockname()[:2]
+    host = str(HERE.get(host, host))
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"#code={code}" if code else "")
 

@@ -175,7 +175,7 @@ class Hub:
 
     def behind(self, seq: int) -> bool:
         """A reader at ``seq`` has fallen too far back, or the ring has dropped what it needs."""
-        return self.log.seq - seq > min(self.settings.backlog, len(self.log.ring))
+        return self.log.seq - seq > min(self.settings.backlog, self.log.kept)
 
     def missed(self, view: View, seq: int) -> int:
         """How many events of a view a reader at ``seq`` will never see; those no longer known all count."""

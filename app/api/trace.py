@@ -44,7 +44,7 @@ FILE = Media("The trace.", ("application/json", "text/plain", "application/octet
 @router.get("/trace", answer=FILE)
 async def get_trace(machine: TheMachine, fmt: TheFormat = Format.CHROME, limit: Limit = LARGEST) -> Response:
     """Export what is still recorded of one VM."""
-    kept = [record for record in tuple(machine.log.ring) if record.vm == machine.id][-limit:]
+    kept = [record for record in machine.log.since(0)[0] if record.vm == machine.id][-limit:]
     content, media_type, suffix = EXPORTS[fmt](machine, kept)
     headers = {"Content-Disposition": f'attachment; filename="{machine.id}.{suffix}"'}
     return Response(content, 200, headers, media_type)

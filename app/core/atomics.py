@@ -40,7 +40,7 @@ class Shared:
     FIELDS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
-        # Drivers park blocked threads here, first come first served: key -> wake-up.
+        # Drivers park blocked threads here, first come first served: key -> wake-up, taken out when it is called.
         self.waiters: dict[object, Callable[[], None]] = {}
 
     def state(self) -> tuple[Any, ...]:
@@ -55,16 +55,17 @@ class Shared:
     def changed(self) -> None:
         """Wake every thread whose guard reads this object; it looks again."""
         if self.waiters:
-            for wake in tuple(self.waiters.values()):
+            waiters, self.waiters = self.waiters, {}
+            for wake in waiters.values():
                 wake()
 
     def changed_for(self, key: object) -> None:
         """Wake the one thread that waits under ``key``, where an operation knows whom it lets go on."""
-        if wake := self.waiters.get(key):
+        if wake := self.waiters.pop(key, None):
             wake()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: made at every wait, and a frozen one costs twice as much
 class Blocked:
     """The guard of an operation does not hold: perform it again after one of ``objects`` has changed."""
 
@@ -84,7 +85,7 @@ class Preempt:
     """A point where the kernel would let others run (return to user mode, ``cond_resched``, a timer tick)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Outside:
     """Wait for something that is not part of the emulated kernel, such as a guest engine's own thread."""
 
@@ -140,8 +141,11 @@ class Mutex(Shared):
 
     async def lock(self, tid: str) -> None:
         """``mutex_lock``. A thread that is killed while it waits leaves the queue."""
-        if await self.lock_or_queue(tid):
-            return
+        if not await self.lock_or_queue(tid):
+            await self.wait(tid)
+
+    async def wait(self, tid: str) -> None:
+        """The rest of ``lock`` for a thread that stands in the queue."""
         try:
             await self.wait_turn(tid)
         except Killed:
@@ -175,19 +179,20 @@ class Mutex(Shared):
     async def leave(self, tid: str) -> None:
         """Stop waiting, or give back what was handed over meanwhile."""
         if self.owner == tid:
-            self._hand_over()
+            self.owner = None
+            if self.queue:
+                self._hand_over()
         else:
             self.queue = tuple(waiter for waiter in self.queue if waiter != tid)
 
     @atomic
     async def unlock(self) -> None:
         """``mutex_unlock``: hand the mutex to the longest waiter."""
-        self._hand_over()
+        self.owner = None
+        if self.queue:
+            self._hand_over()
 
     def _hand_over(self) -> None:
-        if not self.queue:
-            self.owner = None
-            return
         self.owner, *rest = self.queue
         self.queue = tuple(rest)
         self.changed_for(self.owner)

@@ -28,7 +28,17 @@ def _arch(nr: int, flags: int = 0) -> int:
 
 
 class Request(IntEnum):
-    """``KVM_REQ_*`` as the kernel encodes them: bit number in the low byte, flags above it."""
+    """``KVM_REQ_*`` as the kernel encodes them: bit number in the low byte, flags above it.
+
+    ``nr`` is the bit number in ``vcpu->requests``, ``bit`` the same as a mask.
+    """
+
+    nr: int
+    bit: int
+
+    def __init__(self, value: int) -> None:
+        self.nr = value & REQUEST_MASK
+        self.bit = 1 << self.nr
 
     TLB_FLUSH = 0 | WAIT | NO_WAKEUP
     VM_DEAD = 1 | WAIT | NO_WAKEUP
@@ -69,16 +79,6 @@ class Request(IntEnum):
     USERSPACE_KICK = _arch(32, WAIT)
 
     @property
-    def nr(self) -> int:
-        """The bit number in ``vcpu->requests``."""
-        return self & REQUEST_MASK
-
-    @property
-    def bit(self) -> int:
-        """The request's bit as a mask."""
-        return 1 << (self & REQUEST_MASK)
-
-    @property
     def kernel_name(self) -> str:
         """``KVM_REQ_USERSPACE_KICK``."""
         return f"KVM_REQ_{self.name}"
@@ -91,6 +91,9 @@ def request_names(bits: int) -> list[str]:
         for request in sorted(Request, key=lambda r: r.nr)
         if not request & NO_ACTION and bits & request.bit
     ]
+
+
+KVM_REQ_USERSPACE_KICK, KVM_REQ_UNBLOCK = Request.USERSPACE_KICK, Request.UNBLOCK  # plain names: see ``trace``
 
 
 class RequestBits(Shared):
@@ -142,6 +145,10 @@ class Mode(IntEnum):
     READING_SHADOW_PAGE_TABLES = 3
 
 
+OUTSIDE_GUEST_MODE, IN_GUEST_MODE = Mode.OUTSIDE_GUEST_MODE, Mode.IN_GUEST_MODE
+EXITING_GUEST_MODE = Mode.EXITING_GUEST_MODE
+
+
 class VcpuMode(Shared):
     """``vcpu->mode`` and the interrupt line of the physical CPU that the vCPU occupies."""
 
@@ -150,18 +157,18 @@ class VcpuMode(Shared):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mode = Mode.OUTSIDE_GUEST_MODE
+        self.mode: Mode = OUTSIDE_GUEST_MODE
         self.ipi = False
 
     @atomic
     async def enter(self) -> None:
         """Interrupts off, then IN_GUEST_MODE: an IPI that comes now ends the guest's first instruction."""
-        self.mode = Mode.IN_GUEST_MODE
+        self.mode = IN_GUEST_MODE
 
     @atomic
     async def leave(self) -> None:
         """OUTSIDE_GUEST_MODE, then interrupts on: a pending IPI is taken, and whoever waits for it goes on."""
-        self.mode = Mode.OUTSIDE_GUEST_MODE
+        self.mode = OUTSIDE_GUEST_MODE
         if self.ipi:
             self.ipi = False
             self.changed()
@@ -170,14 +177,14 @@ class VcpuMode(Shared):
     async def exiting(self) -> Mode:
         """``kvm_vcpu_exiting_guest_mode``: cmpxchg(IN_GUEST, EXITING); returns the old mode."""
         old = self.mode
-        if old is Mode.IN_GUEST_MODE:
-            self.mode = Mode.EXITING_GUEST_MODE
+        if old is IN_GUEST_MODE:
+            self.mode = EXITING_GUEST_MODE
         return old
 
     @atomic
     async def send_ipi(self) -> None:
         """Interrupt the CPU. Outside guest mode interrupts are on, and it is taken at once."""
-        if self.mode is not Mode.OUTSIDE_GUEST_MODE:
+        if self.mode is not OUTSIDE_GUEST_MODE:
             self.ipi = True
             self.changed()
 
@@ -206,7 +213,7 @@ async def make_all_cpus_request(vcpus: Iterable[Vcpu], request: Request) -> int:
     that was woken from sleep is not waited for, and none is waited for to leave KVM_RUN. Returns the
     number of vCPUs that were interrupted or woken.
     """
-    targets: tuple[Vcpu, ...] = ()
+    targets: list[Vcpu] = []
     reached = 0
     for vcpu in vcpus:
         if not request & NO_ACTION:
@@ -215,9 +222,9 @@ async def make_all_cpus_request(vcpus: Iterable[Vcpu], request: Request) -> int:
             reached += 1
             continue
         old = await vcpu.mode.exiting()
-        if old is Mode.IN_GUEST_MODE or (request & WAIT and old is not Mode.OUTSIDE_GUEST_MODE):
+        if old is IN_GUEST_MODE or (request & WAIT and old is not OUTSIDE_GUEST_MODE):
             await vcpu.send_ipi()
-            targets += (vcpu,)
+            targets.append(vcpu)
             reached += 1
     if request & WAIT:
         for vcpu in targets:

@@ -21,6 +21,9 @@ class Side(Enum):
     WRITE = "write"
 
 
+READ, WRITE = Side.READ, Side.WRITE  # plain names: see ``trace``
+
+
 class RwSemaphore(Shared):
     """``struct rw_semaphore``; the kernel's rules without optimistic spinning and without PREEMPT_RT."""
 
@@ -47,17 +50,14 @@ class RwSemaphore(Shared):
 
         A killed thread (``Killed``) leaves the queue or gives back what it was granted meanwhile.
         """
-        if await self.read_or_queue(task.tid):
-            return True
-        return await self._wait(task, Side.READ, killable)
+        return await self.read_or_queue(task.tid) or await self.wait(task, READ, killable=killable)
 
     async def down_write(self, task: Task, *, killable: bool = False) -> bool:
         """Take the write side; result and cancellation as ``down_read``."""
-        if await self.write_or_queue(task.tid):
-            return True
-        return await self._wait(task, Side.WRITE, killable)
+        return await self.write_or_queue(task.tid) or await self.wait(task, WRITE, killable=killable)
 
-    async def _wait(self, task: Task, side: Side, killable: bool) -> bool:
+    async def wait(self, task: Task, side: Side, *, killable: bool = False) -> bool:
+        """The rest of ``down_read`` or ``down_write`` for a thread that stands in the queue."""
         try:
             if not killable:
                 await self.wait_turn(task.tid, side)
@@ -91,7 +91,7 @@ class RwSemaphore(Shared):
         if self.writer is None and (not self.queue or (self.steal and not self.readers)):
             self.readers += 1
             return True
-        self.queue.append((tid, Side.READ))
+        self.queue.append((tid, READ))
         return False
 
     @atomic
@@ -100,7 +100,7 @@ class RwSemaphore(Shared):
         if self.writer is None and not self.readers and not self.queue:
             self.writer = tid
             return True
-        self.queue.append((tid, Side.WRITE))
+        self.queue.append((tid, WRITE))
         return False
 
     @atomic
@@ -123,8 +123,9 @@ class RwSemaphore(Shared):
         """Give up waiting; what was granted meanwhile is given back, who stood behind may go on."""
         if tid in self.granted:
             self.granted.discard(tid)
-            self._release_reader()
-        elif side is Side.WRITE and self.writer == tid:
+            self.readers -= 1
+            self._wake_head()
+        elif side is WRITE and self.writer == tid:
             self.writer = None
             self._wake_head()
         elif (tid, side) in self.queue:
@@ -134,7 +135,9 @@ class RwSemaphore(Shared):
     @atomic
     async def up_read(self) -> None:
         """The last reader out wakes the head of the queue."""
-        self._release_reader()
+        self.readers -= 1
+        if not self.readers and self.queue:
+            self._wake_head()
 
     @atomic
     async def up_write(self) -> None:
@@ -150,51 +153,55 @@ class RwSemaphore(Shared):
         self._grant_readers()
 
     def _take_turn(self, tid: str, side: Side) -> bool:
-        if side is Side.READ:
+        if side is READ:
             if tid not in self.granted:
                 return False
             self.granted.discard(tid)
             return True
-        if self.readers or self.writer is not None or self.queue[0] != (tid, Side.WRITE):
+        if self.readers or self.writer is not None or self.queue[0] != (tid, WRITE):
             return False
         self.queue.popleft()
         self.writer = tid
         return True
 
-    def _release_reader(self) -> None:
-        self.readers -= 1
-        if not self.readers and self.queue:
-            self._wake_head()
-
     def _wake_head(self) -> None:
         if not self.queue or self.writer is not None:
             return
         tid, side = self.queue[0]
-        if side is Side.READ:
+        if side is READ:
             self._grant_readers()
         elif not self.readers:
             self.changed_for(tid)
 
     def _grant_readers(self) -> None:
         """Let in all queued readers whatever their place; writers keep their order (phase-fair)."""
-        admitted = [tid for tid, side in self.queue if side is Side.READ]
-        self.queue = deque(entry for entry in self.queue if entry[1] is Side.WRITE)
-        self.readers += len(admitted)
-        self.granted.update(admitted)
-        for tid in admitted:
-            self.changed_for(tid)
+        waiting, self.queue = self.queue, deque()
+        for entry in waiting:
+            tid, side = entry
+            if side is WRITE:
+                self.queue.append(entry)
+            else:
+                self.readers += 1
+                self.granted.add(tid)
+                self.changed_for(tid)
 
 
 class Srcu(Shared):
     """``struct srcu_struct``: readers never wait; ``synchronize`` waits for those that were inside before it."""
 
     __slots__ = ("phase", "counts")
-    FIELDS = ("phase", "counts")
 
     def __init__(self) -> None:
         super().__init__()
         self.phase = 0  # modulo 4; its low bit is the index new readers use
-        self.counts = (0, 0)
+        self.counts = [0, 0]
+
+    def state(self) -> tuple[Any, ...]:
+        return self.phase, tuple(self.counts)
+
+    def load(self, state: tuple[Any, ...]) -> None:
+        self.phase, counts = state
+        self.counts = list(counts)
 
     @atomic
     async def read_lock(self) -> int:
@@ -227,15 +234,11 @@ class Srcu(Shared):
     def enter(self) -> int:
         """Enter a read section as part of another object's operation."""
         index = self.phase & 1
-        self._count(index, 1)
+        self.counts[index] += 1
         return index
 
     def exit(self, index: int) -> None:
         """Leave a read section as part of another object's operation."""
-        self._count(index, -1)
-        if not self.counts[index]:
+        self.counts[index] -= 1
+        if self.waiters and not self.counts[index]:
             self.changed()
-
-    def _count(self, index: int, change: int) -> None:
-        low, high = self.counts
-        self.counts = (low, high + change) if index else (low + change, high)

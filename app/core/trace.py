@@ -5,6 +5,7 @@ Reporting is no operation: a tracer must not change what the core does, and the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Protocol
 
@@ -44,11 +45,26 @@ class VcpuState(StrEnum):
     BLOCKED = "blocked"  # asleep inside KVM_RUN for another reason: waiting for INIT or SIPI, a page, a hold
 
 
+# The run loop's members by plain names: CPython 3.11 looks one up through its class as slowly as it runs a coroutine.
+KVM_ENTRY, KVM_EXIT, KVM_USERSPACE_EXIT = Event.KVM_ENTRY, Event.KVM_EXIT, Event.KVM_USERSPACE_EXIT
+KVM_KICK, VCPU_STATE, KVM_MMIO, KVM_PIO = Event.KVM_KICK, Event.VCPU_STATE, Event.KVM_MMIO, Event.KVM_PIO
+USER, WAITING, KERNEL, GUEST = VcpuState.USER, VcpuState.WAITING, VcpuState.KERNEL, VcpuState.GUEST
+EXITING, HALTED, BLOCKED = VcpuState.EXITING, VcpuState.HALTED, VcpuState.BLOCKED
+
+Fields = Mapping[str, object]
+NO_FIELDS: Fields = {}
+
+STATE_CHANGES: Mapping[tuple[VcpuState, VcpuState], Fields] = {
+    (old, new): {"state": new, "old": old} for old in VcpuState for new in VcpuState
+}
+"""The fields of ``VCPU_STATE`` by (old, new): most events are these, and they say one of a few things."""
+
+
 class Tracer(Protocol):
-    """Receives events; ``vcpu`` is the id, or None for what concerns the whole VM."""
+    """Receives events; ``vcpu`` is the id, or None for what concerns the whole VM. ``fields`` never change."""
 
-    def __call__(self, event: Event, vcpu: int | None, /, **fields: object) -> None: ...
+    def __call__(self, event: Event, vcpu: int | None, fields: Fields, /) -> object: ...
 
 
-def no_trace(event: Event, vcpu: int | None, /, **fields: object) -> None:
+def no_trace(event: Event, vcpu: int | None, fields: Fields, /) -> None:
     """Report nothing."""

@@ -18,16 +18,17 @@ class IoctlCounts(Shared):
     def __init__(self) -> None:
         super().__init__()
         self.counts: dict[str, int] = {}
-        self.awaited: frozenset[str] = frozenset()  # owners inside whose next ``end`` somebody waits for
+        self.awaited: set[str] = set()  # owners inside whose next ``end`` somebody waits for
         self.inhibitor: str | None = None
         self.event = False  # ``in_ioctl_event``: an ioctl has ended since it was reset
 
     def state(self) -> tuple[Any, ...]:
-        return tuple(sorted(self.counts.items())), self.awaited, self.inhibitor, self.event
+        return tuple(sorted(self.counts.items())), frozenset(self.awaited), self.inhibitor, self.event
 
     def load(self, state: tuple[Any, ...]) -> None:
-        counts, self.awaited, self.inhibitor, self.event = state
+        counts, awaited, self.inhibitor, self.event = state
         self.counts = dict(counts)
+        self.awaited = set(awaited)
 
     @atomic
     async def begin(self, owner: str) -> bool:
@@ -56,7 +57,7 @@ class IoctlCounts(Shared):
             self.counts[owner] = left
         else:
             del self.counts[owner]
-        self.awaited -= {owner}
+        self.awaited.discard(owner)
         if self.inhibitor is not None:
             self.event = True
         self.changed()
@@ -70,7 +71,7 @@ class IoctlCounts(Shared):
     async def await_end(self, owner: str) -> None:
         """From now on ``wait_left`` waits for the ioctl that ``owner`` is in, if it is in one."""
         if owner in self.counts:
-            self.awaited |= {owner}
+            self.awaited.add(owner)
 
     @atomic
     async def wait_left(self, owner: str) -> None:

@@ -10,7 +10,8 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from app.core.atomics import Killed, Mutex, Shared, Task, atomic, preempt
 from app.core.errors import KvmError
@@ -26,8 +27,27 @@ from app.core.guest import (
     ShutdownExit,
     UserExit,
 )
-from app.core.requests import Mode, Request, RequestBits, VcpuMode
-from app.core.trace import Event, VcpuState
+from app.core.requests import IN_GUEST_MODE, KVM_REQ_UNBLOCK, Request, RequestBits, VcpuMode
+from app.core.trace import (
+    BLOCKED,
+    EXITING,
+    GUEST,
+    HALTED,
+    KERNEL,
+    KVM_ENTRY,
+    KVM_EXIT,
+    KVM_KICK,
+    KVM_MMIO,
+    KVM_PIO,
+    KVM_USERSPACE_EXIT,
+    NO_FIELDS,
+    STATE_CHANGES,
+    USER,
+    VCPU_STATE,
+    Event,
+    Fields,
+    VcpuState,
+)
 from app.core.uapi import ExitReason, MpState
 
 if TYPE_CHECKING:
@@ -36,6 +56,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 AGAIN, EXIT = 1, 0
+ACCESSES = (IoExit, MmioExit)  # exits that userspace completes
+EXIT_FIELDS: dict[type[Exit], Fields] = {
+    kind: {"exit_reason": kind.__name__.removesuffix("Exit").lower()} for kind in get_args(Exit)
+}
+MP_RUNNABLE, MP_UNINITIALIZED, MP_HALTED = MpState.RUNNABLE, MpState.UNINITIALIZED, MpState.HALTED
+SENT: Fields = {"ipi": True}
+SLEPT: Fields = {"waited": True, "valid": True}
 VECTORS = 256
 SETTABLE_MP_STATES = (
     MpState.RUNNABLE,
@@ -57,7 +84,10 @@ class Cause(StrEnum):
     CLIENT_DISCONNECT = "client_disconnect"
 
 
-@dataclass(frozen=True, slots=True)
+KICKED = Cause.USERSPACE_KICK
+
+
+@dataclass(slots=True)
 class RunResult:
     """What KVM_RUN answered: ``ret`` 0 or -1, and what the shared page holds then."""
 
@@ -300,18 +330,20 @@ class Vcpu:
 
         ``page`` is what the VMM writes into the shared page first. Result, errors and cancellation as ``run``.
         """
-        variant = self.vm.variant
-        if not await variant.ioctl_begin(self.task, self):
+        half = self.vm.variant if self.vm.variant.has_userspace_half else None
+        if half and not await half.ioctl_begin(self.task, self):
             await self.task.take_signal()
             exit_reason, _ = await self.run_page.read()
             return RunResult(-1, errno.EINTR, exit_reason, None, Cause.SIGNAL)
         try:
             result = await self.run(tid, page)
         finally:
-            await variant.ioctl_end(self.task, self)
+            if half:
+                await half.ioctl_end(self.task, self)
         if result.errno == errno.EINTR:
             await self.task.take_signal()  # its handler runs on the way back to user mode
-            await variant.eintr(self)
+            if half:
+                await half.eintr(self)
         return result
 
     async def run(self, tid: str | None = None, page: PageWrites | None = None) -> RunResult:
@@ -324,7 +356,8 @@ class Vcpu:
         owner = tid or self.tid
         if await self.vm.lifetime.is_dead():
             raise KvmError(errno.EIO, "KVM_RUN", f"virtual machine {self.vm.id} is dead")
-        await self.mutex.lock(owner)
+        if not await self.mutex.lock_or_queue(owner):
+            await self.mutex.wait(owner)
         try:
             self.watched.cause = None
             self.watched.counters.runs += 1
@@ -335,17 +368,16 @@ class Vcpu:
         finally:
             if page is not None and page.immediate_exit is not None:
                 await self.run_page.set_immediate_exit(False)
-            self.show(VcpuState.USER)
+            self.show(USER)
             await self.mutex.unlock()
 
     async def run_under_read_side(self) -> int:
         """KVM_RUN between the variant's lock and unlock (in the patch: ``down_read``, ``up_read``)."""
-        self.show(VcpuState.WAITING)
         held = await self.vm.variant.run_begin(self)
         if held is None:
             return self.interrupted_by(Cause.SIGNAL)
         try:
-            self.show(VcpuState.KERNEL)
+            self.show(KERNEL)
             return await self.kvm_arch_vcpu_ioctl_run()
         except Killed:
             await self.mode.leave()
@@ -359,10 +391,10 @@ class Vcpu:
         """Everything before the loop: a parked AP, the access left from last time, ``immediate_exit``."""
         await self.arch.srcu_read_lock(self.vm.srcu)
         mp_state = await self.arch.get_mp_state()
-        if mp_state is MpState.UNINITIALIZED:
+        if mp_state is MP_UNINITIALIZED:
             return await self.wait_for_init()
         if await self.vm.variant.completion_test(self):
-            return self.interrupted_by(Cause.USERSPACE_KICK)
+            return self.interrupted_by(KICKED)
         pending = await self.arch.take_completion()
         if pending is not None:
             r = await self.complete_userspace_io(pending)
@@ -398,16 +430,16 @@ class Vcpu:
         """``vcpu_run``: enter the guest or sleep, again and again, until there is a reason to leave."""
         before_r = self.vm.variant.exit_test_site == "before_r"
         while True:
-            mp_state = await self.arch.get_mp_state()
-            r = await (self.vcpu_enter_guest() if mp_state is MpState.RUNNABLE else self.vcpu_block())
+            runnable = await self.arch.get_mp_state() is MP_RUNNABLE
+            r = await (self.vcpu_enter_guest() if runnable else self.vcpu_block())
             # The patch tests here, before r is looked at: an exit that is ready (r == 0) is lost.
             if before_r and await self.vm.variant.exit_test(self):
-                return self.interrupted_by(Cause.USERSPACE_KICK)
+                return self.interrupted_by(KICKED)
             if r <= EXIT:
                 return r
             if not before_r and await self.vm.variant.exit_test(self):
-                return self.interrupted_by(Cause.USERSPACE_KICK)
-            await self.requests.check(Request.UNBLOCK)
+                return self.interrupted_by(KICKED)
+            await self.requests.check(KVM_REQ_UNBLOCK)
             if await self.interrupt_window_open():
                 return EXIT
             if await self.task.signal_pending():
@@ -420,7 +452,9 @@ class Vcpu:
             r = await self.service_requests()
             if r <= EXIT:
                 return r
-        await self.inject_events()
+        _, nmi, interrupt = await self.arch.events()
+        if nmi or interrupt:
+            await self.inject_events(nmi=nmi, interrupt=interrupt)
         # Order matters: the mode is visible before the requests are read again, so a kicker is either
         # seen here or sees IN_GUEST_MODE and sends the IPI.
         await self.mode.enter()
@@ -431,7 +465,7 @@ class Vcpu:
             return AGAIN
         self.entered()
         exit = await self.guest.enter(self)
-        self.show(VcpuState.EXITING if type(exit) is InterruptedExit else VcpuState.KERNEL)
+        self.show(EXITING if type(exit) is InterruptedExit else KERNEL)
         await self.mode.leave()
         await self.arch.srcu_read_lock(self.vm.srcu)
         return await self.handle_exit(exit)
@@ -439,7 +473,7 @@ class Vcpu:
     async def service_requests(self) -> int:
         """The block under ``kvm_request_pending``: kick first, as the patch has it, then the others."""
         if await self.vm.variant.entry_test(self):
-            return self.interrupted_by(Cause.USERSPACE_KICK)
+            return self.interrupted_by(KICKED)
         if await self.requests.test(Request.VM_DEAD):
             return -errno.EIO
         await self.requests.check(Request.TLB_FLUSH)
@@ -459,21 +493,21 @@ class Vcpu:
 
     async def handle_exit(self, exit: Exit) -> int:
         """What an exit of the guest means: back into it (1), to userspace (0), or an errno."""
-        self.vm.trace(Event.KVM_EXIT, self.id, exit_reason=type(exit).__name__.removesuffix("Exit").lower())
+        self.vm.trace(KVM_EXIT, self.id, EXIT_FIELDS[type(exit)])
         if isinstance(exit, InterruptedExit):
             self.watched.counters.request_irq_exits += 1
             return AGAIN
-        if isinstance(exit, RetryExit):
-            self.watched.counters.faults_retried += 1
-            return AGAIN
-        if isinstance(exit, FaultExit):
-            return -errno.EFAULT
-        if isinstance(exit, HltExit) and self.vm.irqchip:
-            await self.arch.set_mp_state(MpState.HALTED)
-            return AGAIN
-        if isinstance(exit, IoExit | MmioExit):
+        if isinstance(exit, ACCESSES):
             self._trace_access(exit)
             await self.arch.expect_completion(exit)
+        elif isinstance(exit, RetryExit):
+            self.watched.counters.faults_retried += 1
+            return AGAIN
+        elif isinstance(exit, FaultExit):
+            return -errno.EFAULT
+        elif isinstance(exit, HltExit) and self.vm.irqchip:
+            await self.arch.set_mp_state(MP_HALTED)
+            return AGAIN
         await self.run_page.fill(exit)
         return EXIT
 
@@ -492,24 +526,23 @@ class Vcpu:
                 return AGAIN
         await self.accept_init_sipi()
         mp_state = await self.arch.get_mp_state()
-        if mp_state is MpState.HALTED:
-            await self.arch.set_mp_state(MpState.RUNNABLE)
+        if mp_state is MP_HALTED:
+            await self.arch.set_mp_state(MP_RUNNABLE)
         return AGAIN
 
     async def kvm_vcpu_block(self) -> None:
         """``kvm_vcpu_block``: sleep until ``check_block`` has a reason not to."""
-        mp_state = await self.arch.get_mp_state()
-        halted = mp_state is MpState.HALTED
+        halted = await self.arch.get_mp_state() is MP_HALTED
         self.watched.counters.halts += halted
-        self.show(VcpuState.HALTED if halted else VcpuState.BLOCKED)
+        self.show(HALTED if halted else BLOCKED)
         while True:
             await self.task.set_interruptible()
             if await self.check_block():
                 break
             await self.task.schedule()
         await self.task.set_running()
-        self.show(VcpuState.KERNEL)
-        self.vm.trace(Event.KVM_VCPU_WAKEUP, self.id, waited=True, valid=True)
+        self.show(KERNEL)
+        self.vm.trace(Event.KVM_VCPU_WAKEUP, self.id, SLEPT)
 
     async def check_block(self) -> bool:
         """``kvm_vcpu_check_block``: an event, a signal, an UNBLOCK, or (the patch) a kick ends the sleep."""
@@ -517,7 +550,7 @@ class Vcpu:
             return True
         if await self.task.signal_pending():
             return True
-        if await self.requests.check(Request.UNBLOCK):
+        if await self.requests.check(KVM_REQ_UNBLOCK):
             return True
         return await self.vm.variant.block_test(self)
 
@@ -528,16 +561,15 @@ class Vcpu:
 
     # -- events ------------------------------------------------------------------------------------------
 
-    async def inject_events(self) -> None:
+    async def inject_events(self, *, nmi: bool, interrupt: bool) -> None:
         """Hand pending events to the guest: an NMI, then the highest interrupt if the guest takes one now."""
-        _, nmi, interrupt = await self.arch.events()
         if nmi and await self.arch.take_nmi():
             self.guest.nmi()
         if interrupt and self.guest.interrupts_allowed():
             vector = await self.arch.take_vector()
             if vector is not None:
                 self.guest.interrupt(vector)
-                self.vm.trace(Event.KVM_INJ_VIRQ, self.id, vector=vector)
+                self.vm.trace(Event.KVM_INJ_VIRQ, self.id, {"vector": vector})
 
     async def accept_init_sipi(self) -> None:
         """INIT and SIPI change the mp_state; a SIPI also says where the guest starts."""
@@ -603,14 +635,14 @@ class Vcpu:
     async def send_ipi(self) -> None:
         """Interrupt the CPU this vCPU runs on; an engine on a thread of its own is told to stop."""
         await self.mode.send_ipi()
-        self.vm.trace(Event.KVM_KICK, self.id, ipi=True)
+        self.vm.trace(KVM_KICK, self.id, SENT)
         self.guest.kick()
 
     async def kick(self) -> None:
         """``kvm_vcpu_kick``: wake it if it sleeps, else interrupt it if it is in guest mode; never waits."""
         if await self.wake_up():
             return
-        if await self.mode.exiting() is Mode.IN_GUEST_MODE:
+        if await self.mode.exiting() is IN_GUEST_MODE:
             await self.send_ipi()
 
     async def send_signal(self) -> None:
@@ -633,16 +665,19 @@ class Vcpu:
 
     def entered(self) -> None:
         """Count and report a guest entry."""
-        self.watched.counters.entries += 1
-        self.watched.entered_since_eintr = True
-        self.vm.trace(Event.KVM_ENTRY, self.id)
-        self.show(VcpuState.GUEST)
+        watched = self.watched
+        watched.counters.entries += 1
+        watched.entered_since_eintr = True
+        self.vm.trace(KVM_ENTRY, self.id, NO_FIELDS)
+        self.show(GUEST)
 
     def show(self, state: VcpuState) -> None:
         """Report a change of the visible state."""
-        if state is not self.watched.state:
-            old, self.watched.state = self.watched.state, state
-            self.vm.trace(Event.VCPU_STATE, self.id, state=state, old=old)
+        watched = self.watched
+        old = watched.state
+        if state is not old:
+            watched.state = state
+            self.vm.trace(VCPU_STATE, self.id, STATE_CHANGES[old, state])
 
     async def leave_to_user(self, r: int) -> RunResult:
         """Shape what userspace sees of ``r`` and of the shared page."""
@@ -650,7 +685,7 @@ class Vcpu:
         self._count(r, exit)
         if r == -errno.EIO:
             raise KvmError(errno.EIO, "KVM_RUN", f"virtual machine {self.vm.id} is dead")
-        self.vm.trace(Event.KVM_USERSPACE_EXIT, self.id, reason=exit_reason.kernel_name, errno=max(0, -r))
+        self.vm.trace(KVM_USERSPACE_EXIT, self.id, _left_with(exit_reason, -r))
         if r == EXIT:
             return RunResult(0, None, exit_reason, exit, None)
         return RunResult(-1, -r, exit_reason, None, self.watched.cause if r == -errno.EINTR else None)
@@ -669,16 +704,13 @@ class Vcpu:
     def _trace_access(self, exit: IoExit | MmioExit) -> None:
         if isinstance(exit, MmioExit):
             kind = "write" if exit.is_write else "unsatisfied-read"
-            self.vm.trace(
-                Event.KVM_MMIO, self.id, type=kind, len=exit.len, gpa=hex(exit.phys_addr), val=exit.data.hex()
-            )
+            mmio = {"type": kind, "len": exit.len, "gpa": hex(exit.phys_addr), "val": exit.data.hex()}
+            self.vm.trace(KVM_MMIO, self.id, mmio)
         else:
-            self.vm.trace(
-                Event.KVM_PIO,
-                self.id,
-                rw=exit.direction,
-                port=exit.port,
-                size=exit.size,
-                count=exit.count,
-                val=exit.data.hex(),
-            )
+            pio = {"rw": exit.direction, "port": exit.port, "size": exit.size, "count": exit.count}
+            self.vm.trace(KVM_PIO, self.id, {**pio, "val": exit.data.hex()})
+
+
+@cache
+def _left_with(exit_reason: ExitReason, errno: int) -> Fields:
+    return {"reason": exit_reason.kernel_name, "errno": errno}

@@ -132,22 +132,22 @@ class Vm:
         caller is killed, the kick is taken back.
         """
         await self.check_alive("KVM_KICK_ALL_RUNNING_VCPUS")
-        self.trace(Event.KVM_KICK_ALL, None, phase="requested")
+        self.trace(Event.KVM_KICK_ALL, None, {"phase": "requested"})
         try:
             changed = await self.variant.kick(task)
         except Killed:
             await self.variant.take_back(task)
-            self.trace(Event.KVM_KICK_ALL, None, phase="taken back")
+            self.trace(Event.KVM_KICK_ALL, None, {"phase": "taken back"})
             raise
-        self.trace(Event.KVM_KICK_ALL, None, phase="completed")
+        self.trace(Event.KVM_KICK_ALL, None, {"phase": "completed"})
         return changed
 
     async def resume_all_kicked_vcpus(self, task: Task) -> int:
         """KVM_RESUME_ALL_KICKED_VCPUS: returns how many requests or holds it cleared; 0 without a kick."""
         await self.check_alive("KVM_RESUME_ALL_KICKED_VCPUS")
-        self.trace(Event.KVM_RESUME_ALL, None, phase="requested")
+        self.trace(Event.KVM_RESUME_ALL, None, {"phase": "requested"})
         cleared = await self.variant.resume(task)
-        self.trace(Event.KVM_RESUME_ALL, None, phase="completed")
+        self.trace(Event.KVM_RESUME_ALL, None, {"phase": "completed"})
         return cleared
 
     # -- vCPUs -------------------------------------------------------------------------------------------
@@ -177,8 +177,7 @@ class Vm:
 
     async def online_vcpus(self) -> tuple[Vcpu, ...]:
         """The vCPUs that requests reach now."""
-        online = await self.lifetime.vcpus()
-        return tuple(self.vcpus[vcpu_id] for vcpu_id in online)
+        return tuple([self.vcpus[vcpu_id] for vcpu_id in await self.lifetime.vcpus()])
 
     async def check_alive(self, ioctl: str) -> None:
         """Every ioctl on a dead VM is EIO."""
@@ -346,7 +345,7 @@ class Vm:
         await self.check_alive("KVM_IRQ_LINE")
         if not self.irqchip:
             raise KvmError(errno.ENXIO, "KVM_IRQ_LINE", "there is no in-kernel irqchip")
-        self.trace(Event.KVM_SET_IRQ, None, gsi=irq, level=level)
+        self.trace(Event.KVM_SET_IRQ, None, {"gsi": irq, "level": level})
         vcpus = await self.online_vcpus()
         if level and 0 <= irq < GSI_COUNT and vcpus:
             await self.interrupt(vcpus[0], FIRST_EXTERNAL_VECTOR + irq)
@@ -359,7 +358,7 @@ class Vm:
         await self.check_alive("KVM_SIGNAL_MSI")
         if not self.irqchip:
             raise KvmError(errno.EINVAL, "KVM_SIGNAL_MSI", "there is no in-kernel irqchip")
-        self.trace(Event.KVM_MSI_SET_IRQ, None, address=address, data=data)
+        self.trace(Event.KVM_MSI_SET_IRQ, None, {"address": address, "data": data})
         vcpus = await self.online_vcpus()
         targets = [vcpu for vcpu in vcpus if vcpu.id == address >> 12 & 0xFF]
         for vcpu in targets:
@@ -375,14 +374,13 @@ class Vm:
     def _trace_slot(self, what: Plan) -> None:
         slot = what.new or what.old
         if slot is not None:
-            self.trace(
-                Event.KVM_MEMSLOT,
-                None,
-                change=what.change.value,
-                slot=slot.id,
-                gpa=slot.region().guest_phys_addr,
-                npages=slot.npages,
-            )
+            trace_slot(self.trace, what.change, slot)
+
+
+def trace_slot(trace: Tracer, change: Change, slot: Slot) -> None:
+    """Report that a slot came, went or changed."""
+    where = {"slot": slot.id, "gpa": slot.region().guest_phys_addr, "npages": slot.npages}
+    trace(Event.KVM_MEMSLOT, None, {"change": change.value, **where})
 
 
 def _check_slot_number(ioctl: str, slot: int) -> None:

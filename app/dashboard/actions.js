@@ -11,8 +11,7 @@ import { count, duration, hex, plural } from "./format.js";
  * @typedef {{name: string, vcpus: number, variant: string, engine: string, irqchip: boolean, guest: string,
  *            behaviour: string, rounds: number}} Form
  * @typedef {{id: string, label: string, key?: string, about: string, danger?: boolean, vm?: (form: Form) => string,
- *            can: (vm: Vm|undefined, form: Form) => string|null,
- *            requests: (vm: Vm, form: Form, hva?: number) => Request[],
+ *            can: (vm: Vm|undefined, form: Form) => string|null, requests: (vm: Vm, form: Form, hva?: number) => Request[],
  *            outcome: (answers: Answer[], before: {torn: number}, vm: Vm) => string}} Action
  */
 

@@ -10,12 +10,6 @@ const KEPT = 60;
 
 /** @type {Answer[]} the newest calls, newest last */
 export const calls = [];
-const listeners = new Set();
-
-/** Be told of every call that changes something, once it is answered. */
-export function onCall(listener) {
-  listeners.add(listener);
-}
 
 /** @param {Request} request @returns {Promise<Answer>} */
 export async function send(request) {
@@ -25,7 +19,6 @@ export async function send(request) {
   if (request.method !== "GET") {
     calls.push(answer);
     if (calls.length > KEPT) calls.shift();
-    for (const listener of listeners) listener(answer);
   }
   return answer;
 }

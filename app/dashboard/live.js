@@ -77,9 +77,25 @@ export class Live {
     await this._work();
   }
 
+  /** Read something about a VM; null if it cannot be had. What is gone, or about to go, is not asked for. */
+  async read(id, below = "") {
+    const vm = this.store.vms.get(id);
+    if (!vm || vm.leaving || this.syncing) return null;
+    const answer = get(`/vms/${encodeURIComponent(id)}${below}`);
+    vm.asked.add(answer);
+    void answer.finally(() => vm.asked.delete(answer));
+    return answer;
+  }
+
+  /** A VM is about to be deleted: ask no more, and wait for what was asked. A 404 would be a complaint on the console. */
+  async leave(vm) {
+    vm.leaving = true;
+    await Promise.all(vm.asked);
+  }
+
   /** Ask for what events do not tell about one VM. */
   async refresh(id) {
-    const shape = await get(`/vms/${encodeURIComponent(id)}`);
+    const shape = await this.read(id);
     if (shape && !this.syncing) this.store.refresh(shape);
     for (let turns = 0; turns < 30 && this.store.due.has(id); turns++) await new Promise((resolve) => setTimeout(resolve, 10));
     return shape !== null;
@@ -98,8 +114,10 @@ export class Live {
 
   _status(status) {
     if (status !== "live" && this.status === "live") this.lostAt = performance.now();
+    const back = status === "live" && this.status === "lost";
     if (status === "live") this.heardAt = performance.now();
     this.status = status;
+    if (back) void this.resync(); // what was here before may be gone
   }
 
   _watch() {

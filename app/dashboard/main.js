@@ -8,14 +8,13 @@ import { el, put, say, sync } from "./dom.js";
 import { Frame } from "./frame.js";
 import { install as installKeys } from "./keys.js";
 import { Live } from "./live.js";
-import { hero, login } from "./notices.js";
+import { notices } from "./notices.js";
 import { Runner } from "./runner.js";
-import { exchangeCode } from "./session.js";
 import { STATES } from "./states.js";
 import { Store } from "./store.js";
+import { begin } from "./story.js";
 import * as url from "./url.js";
-import { VIEWS } from "./views/index.js";
-import { tour } from "./views/tour.js";
+import { VIEWS, load } from "./views/index.js";
 
 const ANNOUNCE_MS = 1000;
 
@@ -32,6 +31,7 @@ const app = {
   vm: () => store.vms.get(runner.current),
   select,
   announce: (text) => (announcement = text),
+  startTour,
   open: (view, more = {}) => url.write({ view, ...more }, { step: true }),
 };
 let announcement = "";
@@ -46,7 +46,7 @@ function said(text) {
 }
 
 /** Show the view that the URL names. */
-function route() {
+async function route() {
   const wanted = url.read();
   const view = VIEWS.find((known) => known.name === wanted.view) ?? VIEWS[0];
   if (wanted.vm !== runner.selected) {
@@ -55,18 +55,31 @@ function route() {
   }
   if (shown.name === view.name) return;
   shown.stop();
+  shown = { name: view.name, stop: () => {} };
+  const show = await load(view.name).catch(() => null); // the server may be away
+  if (shown.name !== view.name) return; // somebody was faster
+  if (!show) return void (shown.name = "");
   scrollTo(0, 0);
   const main = document.querySelector("#main");
   put(main, el("h2", { class: view.name === "overview" ? "unseen" : false }, view.label), el("p", { class: "lead" }, view.lead));
   const body = el("div", { class: `view ${view.name}` });
   main.append(body);
   document.title = `${view.label} – Kickstand`;
-  shown = { name: view.name, stop: view.show(body, app) ?? (() => {}) };
+  shown = { name: view.name, stop: show(body, app) };
   for (const link of document.querySelectorAll("#views a")) {
     const current = link.getAttribute("data-view") === view.name;
     if (current) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+}
+
+let touring = null;
+
+/** Begin the tour, which is fetched when it is first wanted. */
+async function startTour(step = 0) {
+  const { tour } = await import("./views/tour.js");
+  touring ??= tour(document.querySelector("#tour"), app);
+  touring.show(step);
 }
 
 function header() {
@@ -108,22 +121,25 @@ function speak() {
 }
 
 async function start() {
-  const admitted = await exchangeCode();
+  const coded = url.get("code") !== "" && (await import("./session.js"));
+  const admitted = !coded || (await coded.exchangeCode());
+  const address = location.hash;
   header();
   connection(document.querySelector("#connection"), app);
   await live.start();
   if (live.status === "refused") {
-    login(document.querySelector("#banner"), admitted);
-    return;
+    const { login } = await import("./session.js");
+    return login(document.querySelector("#banner"), admitted);
   }
   app.info = get("/kvm");
   controls(document.querySelector("#controls"), app);
-  hero(document.querySelector("#banner"), app);
-  tour(document.querySelector("#tour"), app);
+  notices(document.querySelector("#banner"), app);
   installKeys(app);
   url.watch(route);
   choose();
-  route();
+  await route();
+  if (url.get("tour")) void startTour(Number(url.get("tour")) - 1);
+  begin(app, address);
   live.keepFresh(() => runner.current);
   speak();
 }

@@ -1,48 +1,35 @@
-/** What stands above the views: the way in, the invitation to the story, word of a restart. */
+/** What stands above the views: the invitation to the story, word of a restart. */
 
 import { el, put } from "./dom.js";
-import { enter } from "./session.js";
+import { story, told } from "./story.js";
+import * as url from "./url.js";
 
-/** The server wants its token. */
-export function login(root, admitted) {
-  const code = el("input", { id: "code", autocomplete: "off", spellcheck: "false" });
-  const word = el("p", { role: "alert" }, admitted ? "" : "The code of that address is wrong, or was used already.");
-  const submit = async (event) => {
-    event.preventDefault();
-    const given = code.value.trim();
-    if (await enter(given.includes("#code=") ? given.split("#code=")[1] : given)) location.reload();
-    else word.textContent = "That code is wrong, or was used already. A new start of the server prints a new one.";
-  };
-  put(root, el("form", { class: "notice", onsubmit: submit },
-    el("h2", {}, "This server wants its token"),
-    el("p", {}, "Open the address that it printed when it started, or paste it here. Its code works once and becomes a session of this browser."),
-    el("label", { for: "code" }, "Address or code"), code, el("button", { class: "primary" }, "Enter"), word));
-  code.focus();
-}
-
-/** The invitation, while nothing runs anywhere; and what a restart of the server means. */
-export function hero(root, app) {
-  const start = el("button", { class: "primary", id: "story", onclick: () => story() }, "Start the story");
+/** The invitation, while nothing runs anywhere; then the story; and what a restart of the server means. */
+export function notices(root, app) {
+  const telling = story(app);
+  const start = el("button", { class: "primary", id: "story", onclick: () => run() }, "Start the story");
   const guided = el("button", { id: "guided", onclick: () => app.startTour() }, "Take the tour instead");
   const invitation = el("div", { class: "notice hero" },
     el("div", {},
       el("h2", {}, "Nothing runs yet"),
-      el("p", {}, "A vCPU is a thread that calls KVM_RUN and executes guest code until something needs its VMM. A ",
-        el("b", {}, "kick"), " gets every vCPU out of KVM_RUN and keeps it out, so that the VMM can change the memory map with nobody looking. Start four guests and watch what that means.")),
+      el("p", {}, "Start four guests, and watch what a ", el("b", {}, "kick"), " does: it gets every vCPU out of KVM_RUN and keeps it out, so that the VMM can change the memory map with nobody looking.")),
     el("div", { class: "buttons" }, start, guided));
   const restarted = el("p", { class: "notice" }, "The server was restarted: what you see is its new state. ",
     el("button", { class: "small", onclick: () => (dismissed = app.store.restarts) }, "Understood"));
   let dismissed = 0;
   let state = "";
   app.frame.slow.add(() => {
-    const idle = [...app.store.vms.values()].every((vm) => vm.pristine) && document.querySelector("#tour")?.hasAttribute("hidden");
-    const next = `${idle}${app.store.restarts > dismissed}`;
+    const here = url.get("view", "overview") === "overview"; // elsewhere it would be in the way
+    const idle = here && [...app.store.vms.values()].every((vm) => vm.pristine) && document.querySelector("#tour")?.hasAttribute("hidden");
+    const vm = here ? told(app) : null;
+    if (vm) telling.tell(vm);
+    const next = `${idle}${vm !== null}${app.store.restarts > dismissed}`;
     if (next === state) return;
     state = next;
-    put(root, app.store.restarts > dismissed ? restarted : null, idle ? invitation : null);
+    put(root, app.store.restarts > dismissed ? restarted : null, idle ? invitation : vm ? telling.node : null);
   });
 
-  async function story() {
+  async function run() {
     start.setAttribute("aria-disabled", "true");
     app.open("overview");
     await app.runner.story();

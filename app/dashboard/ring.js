@@ -68,9 +68,4 @@ export class Changes {
     for (const name of ["t", "vcpu", "state", "old"]) copy[name] = this[name].slice();
     return copy;
   }
-
-  clear() {
-    this.kept = 0;
-    this.next = 0;
-  }
 }

@@ -65,11 +65,13 @@ export class Runner {
   async _perform(what, vm, form) {
     const before = { torn: vm?.torn ?? 0 };
     const requests = what.requests(vm, form);
+    if (what.id === "delete") await this.live.leave(vm);
     const answers = UNORDERED.has(what.id) ? await this._all(requests) : await this._each(what, vm, form, requests);
     const failed = answers.find((answer) => !answer.ok);
     if (what.vm && !failed) this.page.select(what.vm(form));
     const name = what.vm ? what.vm(form) : vm.id;
     if (what.id !== "delete") await this._known(name);
+    else vm.leaving = !failed;
     if (failed) return this._end(what.id, `${what.label}: ${complaint(failed)}`, false);
     if (SLOTS.test(what.id)) await new Promise((resolve) => setTimeout(resolve, SOON_MS)); // torn accesses are counted by events
     return this._end(what.id, what.outcome(answers, before, this.store.vms.get(name)), true);
@@ -126,7 +128,10 @@ export class Runner {
 
   /** Get rid of a VM without a question; nothing happens if there is none. */
   async discard(name) {
-    if (this.store.vms.has(name)) await send({ method: "DELETE", path: pathOf(name) });
+    const vm = this.store.vms.get(name);
+    if (!vm) return;
+    await this.live.leave(vm);
+    vm.leaving = (await send({ method: "DELETE", path: pathOf(name) })).ok;
     for (let tries = 0; tries < 40 && this.store.vms.has(name); tries++) await new Promise((resolve) => setTimeout(resolve, 25));
   }
 }

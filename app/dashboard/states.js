@@ -14,9 +14,8 @@ export const STATES = [
   { name: "halted", label: "halted", meaning: "asleep inside KVM_RUN after HLT, until an interrupt", path: "M15 3.5A9 9 0 1 0 20.5 15 7.5 7.5 0 0 1 15 3.5z" },
   { name: "blocked", label: "blocked", meaning: "asleep inside KVM_RUN: no INIT or SIPI yet, a page, a hold", path: "M5 5h14v14H5z" },
 ];
-export const USER = 0;
+const USER = 0;
 export const WAITING = 1;
-export const GUEST = 3;
 export const HALTED = 5;
 const CODES = new Map(STATES.map((state, code) => [state.name, code]));
 /** What Path2D needs, made on first use: the reducer must work where there is no canvas. @type {Path2D[]} */

@@ -45,6 +45,9 @@ export class Vm {
     this.torn = 0;
     this.version = 0;
     this.slotsAt = 0; // the number of the event that last changed slots or kicked
+    this.leaving = false; // it is about to be deleted, so nobody asks for it
+    /** @type {Set<Promise<any>>} questions about it that are not answered yet */
+    this.asked = new Set();
     this._room(16);
   }
 

@@ -125,9 +125,7 @@ class Busy:
         """States after any step that neither counts nor resets."""
         parts = []
         for thread, new, flags, _, _ in self.search.tables.moves(words):
-            if thread == self.vcpu:
-                new = new[(flags & (Flag.EINTR | Flag.ENTERED)) == 0]
-            parts.append(new)
+            parts.append(new[(flags & (Flag.EINTR | Flag.ENTERED)) == 0] if thread == self.vcpu else new)
         return distinct(parts)
 
 

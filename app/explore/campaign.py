@@ -263,8 +263,7 @@ def replay_token(text: str) -> tuple[Token, list[tuple[int, str]], list[str]]:
     kind = check_code(token, world)
     if token.behaviour not in BEHAVIOURS:
         raise TokenError(f"{token.behaviour!r} is none of {', '.join(BEHAVIOURS)}")
-    log = replay(world, kind, token.behaviour, token.schedule)
-    return token, log, thread_names(world)
+    return token, replay(world, kind, token.behaviour, token.schedule).log, thread_names(world)
 
 
 def thread_names(world: Any) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.explore.replay import Told
+from app.explore.scenarios import Scenario
 from app.explore.trail import Event, Trail, operation_name, shown_value
 
 SILENT_RESULTS = (None,)
@@ -86,6 +88,22 @@ def as_json(trail: Trail, names: list[str], verdict: str) -> dict[str, Any]:
         "steps": steps,
         "verdict": verdict,
         "blocked": [{"thread": who, "operation": what} for who, what in trail.blocked],
+    }
+
+
+def seen(trail: Trail, scenario: Scenario, told: list[Told]) -> dict[str, Any]:
+    """What a watcher of the server would have seen: events by step, the memory map among them."""
+    shown, steps = 0, [0]
+    for event in trail.events:
+        shown += event.shown
+        if event.trap is not None:
+            steps.append(shown)
+    return {
+        "vms": [{"id": vm.id, "vcpus": [*range(vm.vcpus), *vm.hotplug]} for vm in scenario.vms],
+        "events": [
+            {"step": steps[note.operations], "event": note.event, "vm": note.vm, "vcpu": note.vcpu, **note.fields}
+            for note in sorted(told, key=lambda note: note.operations)
+        ],
     }
 
 

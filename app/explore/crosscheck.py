@@ -1,4 +1,4 @@
-"""``python -m app.explore.crosscheck``: is a verdict the same with and without each reduction?
+"""``python -m app.explore.crosscheck``: verdicts with and without each reduction have to be the same.
 
 Every cell is decided three times: with everything, without partial order reduction, and (``--unmerged``) with
 every operation of every thread a step of its own. Exit status 1 if two of them differ in a verdict, or in the

@@ -9,14 +9,14 @@ from typing import Any
 
 from app.core.variants import Variant, variant
 from app.explore.busy import Busy, bounded_busy
-from app.explore.columns import as_json, as_perfetto, columns
+from app.explore.columns import as_json, as_perfetto, columns, seen
 from app.explore.knowledge import Cell, Knowledge
 from app.explore.liveness import Lasso, TooLargeError, decide
 from app.explore.model import Model, Renew
 from app.explore.paths import Path, to_hit, to_lasso
 from app.explore.properties import LIVENESS, PROPERTIES, SAFETY
 from app.explore.reduction import Outdated, Reduction
-from app.explore.replay import replay
+from app.explore.replay import Told, replay
 from app.explore.sampling import LENGTH, RUNS, Sampler
 from app.explore.scenarios import Scenario
 from app.explore.search import Hit, Progress, Search
@@ -40,6 +40,8 @@ class Counterexample:
     token: str
     names: list[str]
     verdict: str
+    scenario: Scenario
+    told: list[Told]
 
     def text(self) -> str:
         """The columns."""
@@ -47,7 +49,7 @@ class Counterexample:
 
     def json(self) -> dict[str, Any]:
         """Steps as data."""
-        return as_json(self.trail, self.names, self.verdict)
+        return as_json(self.trail, self.names, self.verdict) | seen(self.trail, self.scenario, self.told)
 
     def perfetto(self) -> dict[str, Any]:
         """Steps as Chrome trace events."""
@@ -303,10 +305,10 @@ class Decision:
         """Turn a path into operations, confirm them on the shipped runtime, and make the token."""
         trail = Tracer(self.model, self.widths).trace(path, stuck=stuck)
         schedule = schedule_of(trail, name, about)
-        replay(self.scenario, self.kind, self.behaviour, schedule)
+        run = replay(self.scenario, self.kind, self.behaviour, schedule)
         token = encode(self.scenario, self.kind, self.behaviour, self.size, schedule)
         verdict = f"{name} is violated: {_story(name, trail, about)}"
-        return Counterexample(trail, schedule, token, self.model.objects.names, verdict)
+        return Counterexample(trail, schedule, token, self.model.objects.names, verdict, self.scenario, run.told)
 
 
 def _story(name: str, trail: Trail, about: int) -> str:

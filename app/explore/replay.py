@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import iscoroutinefunction
 from types import MethodType
 from typing import Any
 
 from app.core.atomics import Shared, outside
+from app.core.memslots import Memslots
 from app.core.requests import VcpuMode
+from app.core.trace import Fields
 from app.core.variants import Variant
 from app.explore.objects import Trap
 from app.explore.observe import AT_HOME, Flag, Label, Observer, label_of
@@ -27,8 +30,10 @@ from app.explore.threads import Stage
 from app.explore.tokens import Schedule
 from app.explore.world import World, build
 from app.runtime.tasks import perform
+from app.runtime.views import region
 
 PATIENCE = 50  # turns of the loop within which a task that was let go reaches its next operation
+MAPPED = "memory_regions"  # an event of the replay alone: the map that guests see
 LOOPS = 3  # how often a loop is gone through before it is believed
 
 
@@ -64,7 +69,20 @@ class Gated:
         if isinstance(self._real, VcpuMode) and name == "interrupted":
             replay.seen[thread].eintr_in_row = 0  # the guest was entered
         replay.performed(thread, Trap(0, name, plain), result, before, self._real.state())
+        if isinstance(self._real, Memslots) and self._real.state() != before:
+            replay.mapped(self._real)
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the core reported, as the server's watchers get it, after ``operations`` of the schedule."""
+
+    operations: int
+    vm: str
+    event: str
+    vcpu: int | None
+    fields: Mapping[str, object]
 
 
 @dataclass(slots=True)
@@ -88,6 +106,7 @@ class Replay:
     names: dict[int, str] = field(default_factory=dict)
     fallen: set[str] = field(default_factory=set)
     log: list[tuple[int, str]] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
     closing: bool = False  # clean-up runs freely
     world: World = field(init=False)
     seen: list[Seen] = field(default_factory=list)
@@ -102,6 +121,9 @@ class Replay:
     async def _run(self) -> None:
         self.world = build(self.scenario, self.variant, self.behaviour, lambda shared: Gated(shared, self))
         self.names = {id(shared): name for shared, name in self.world.named}
+        for vm in self.world.vms.values():
+            vm.trace = partial(self._tell, vm.id)
+            self.told.append(Told(0, vm.id, MAPPED, None, {"memory_regions": _map(vm.memslots)}))
         self.choices = deque(self.schedule.choices)
         tasks = []
         coroutines: list[Coroutine[Any, Any, Any]] = []
@@ -217,6 +239,19 @@ class Replay:
 
     # -- observing ---------------------------------------------------------------------------------------
 
+    def mapped(self, memslots: Memslots) -> None:
+        """Note the memory map as guests see it now: watchers of a server are told only when the ioctl is over."""
+        vm = next(vm for vm in self.world.vms.values() if getattr(vm.memslots, "_real", None) is memslots)
+        self._tell(vm.id, MAPPED, None, {"memory_regions": _map(memslots)})
+
+    def _tell(self, vm: str, event: str, vcpu: int | None, fields: Fields, /) -> None:
+        thread, order, done = self.numbers[asyncio.current_task()], self.schedule.threads, len(self.log)
+        if self.closing or done > len(order) or thread not in order:
+            return
+        if thread not in order[:done]:  # a task comes to its first operation before the schedule names it
+            done = order.index(thread) + 1
+        self.told.append(Told(done, vm, event, vcpu, fields))
+
     def performed(self, thread: int, trap: Trap, result: Any, before: Any, after: Any) -> None:
         """Note one operation, and which properties it makes fall."""
         seen = self.seen[thread]
@@ -253,8 +288,12 @@ class Replay:
             raise ReplayError(f"{self.schedule.prop} was not confirmed on the shipped runtime: {complaint}")
 
 
-def replay(scenario: Scenario, variant: type[Variant], behaviour: str, schedule: Schedule) -> list[tuple[int, str]]:
-    """Perform ``schedule`` on the shipped runtime; return the operations. ``ReplayError`` if the property holds."""
+def _map(memslots: Memslots) -> list[dict[str, Any]]:
+    return [region(slot) for slot in memslots.slots.values() if not slot.invalid]
+
+
+def replay(scenario: Scenario, variant: type[Variant], behaviour: str, schedule: Schedule) -> Replay:
+    """Perform ``schedule`` on the shipped runtime; return the run. ``ReplayError`` if the property holds."""
     run = Replay(scenario, variant, behaviour, schedule)
     run.run()
-    return run.log
+    return run

@@ -228,7 +228,8 @@ class Search:
         evenly = np.arange(0, len(frontier), max(1, len(frontier) // width))
         fields = (self.tables.widths.field(frontier, thread) for thread in self.tables.threads)
         chosen = [np.unique(field, return_index=True)[1] for field in fields]
-        return frontier[np.unique(np.concatenate([evenly, *chosen]))]
+        some: Words = frontier[np.unique(np.concatenate([evenly, *chosen]))]
+        return some
 
     def _check_reduction(self, *, last: bool) -> None:
         """Look whether the reduction still follows: at the end, and on the way as the number of states doubles."""

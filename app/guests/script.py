@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SLICE = 64  # steps between two points where others may run
 MAX_DEPTH = 16
+HLT, INTERRUPTED = HltExit(), InterruptedExit()
 LAST_PORT = 0xFFFF
 REGISTERS = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{n}" for n in range(8, 16)), "rip", "rflags")
 ARGUMENTS = {
@@ -57,6 +58,7 @@ class Step:
     size: int = 0
     value: int = 0
     targets: tuple[int, ...] = ()
+    exit: IoExit | None = None  # of a step that always leaves in the same way
 
 
 def compile_program(program: object) -> tuple[Step, ...]:
@@ -124,7 +126,13 @@ def _compile_step(name: str, given: Sequence[object], path: str) -> Step:
     value = values.get("value", 0)
     if size and value >= 1 << 8 * size:
         raise _bad(path, f"value {value:#x} does not fit in {size} bytes")
-    return Step(name, address, size, value)
+    return Step(name, address, size, value, exit=_exit(name, address, size, value))
+
+
+def _exit(name: str, port: int, size: int, value: int) -> IoExit | None:
+    if name == "in":
+        return IoExit("in", size, port)
+    return IoExit("out", size, port, data=value.to_bytes(size, "little")) if name == "out" else None
 
 
 def _number(value: object, key: str, path: str) -> int:
@@ -199,8 +207,10 @@ class ScriptGuest:
         """Run steps until one of them leaves, or an IPI comes."""
         while True:
             if await vcpu.mode.interrupted():
-                return InterruptedExit()
-            at = await self.next_step(await self.position.get())
+                return INTERRUPTED
+            at = await self.position.get()
+            if self.program[at].targets:
+                at = await self.next_step(at)
             step = self.program[at]
             exit = await self.perform(vcpu, step, at)
             if exit is not None:
@@ -230,15 +240,9 @@ class ScriptGuest:
         if step.name == "fetch":
             return await self.fetch(vcpu, step, at)
         if step.name == "hlt" and at == len(self.program) - 1:
-            return HltExit()  # a last HLT is where the program ends; woken, the guest halts again
+            return HLT  # a last HLT is where the program ends; woken, the guest halts again
         await self.position.set(self.after(at))
-        if step.name == "hlt":
-            return HltExit()
-        if step.name == "in":
-            return IoExit("in", step.size, step.address)
-        if step.name == "out":
-            return IoExit("out", step.size, step.address, data=step.value.to_bytes(step.size, "little"))
-        return None
+        return HLT if step.name == "hlt" else step.exit
 
     def after(self, at: int, *, jump: bool = True) -> int:
         """The step that follows, through jumps if asked: from the top again at the end."""

@@ -12,14 +12,15 @@ from dataclasses import asdict, astuple
 from typing import Any
 
 from app.core.guest import HltExit, InternalErrorExit, IoExit, MmioExit, ShutdownExit, UserExit, WindowExit
-from app.core.memslots import Change, Region, Slot, plan
+from app.core.memslots import Change, Memslots, Region, Slot, plan
 from app.core.trace import VcpuState
 from app.core.uapi import PAGE_SHIFT, InternalError
 from app.core.vcpu import Vcpu
+from app.guests.host_memory import HostMemory
 from app.guests.script import ScriptGuest
+from app.journal.format import FORMAT
 from app.runtime.machine import Machine
 
-FORMAT = 1
 MOST_DIRTY = 1 << 24  # pages of one slot: 64 GiB
 EXITS: dict[str, type[UserExit]] = {
     kind.__name__: kind for kind in (IoExit, MmioExit, HltExit, ShutdownExit, InternalErrorExit, WindowExit)
@@ -76,6 +77,7 @@ class Recorder:
                 for vcpu_id, thread in machine.threads.items()
                 if thread.running or thread.ended == "stopped"  # by a server that ends
             ],
+            "running": _running(machine),
             "memory": [[arena.base, arena.size, arena.name] for arena in memory],
             "files": self.files(),
         }
@@ -114,6 +116,16 @@ class Recorder:
         if isinstance(guest, ScriptGuest) and self._programs.get(vcpu.id) is not guest.program:
             self._programs[vcpu.id] = guest.program
             parts[f"program/{vcpu.id}"] = encode(guest.source)
+
+
+def _running(machine: Machine) -> bool:
+    """A guest runs or is about to: what it writes from now on is not in this record."""
+    outside = (VcpuState.USER, VcpuState.WAITING)
+    if any(vcpu.watched.state not in outside for vcpu in machine.vm.vcpus.values()):
+        return True
+    if any(run.vcpu.watched.state is VcpuState.USER and not run.task.done() for run in machine.runs):
+        return True
+    return not machine.vm.variant.holds and any(thread.running for thread in machine.threads.values())
 
 
 def _slot(slot: Slot) -> list[int]:
@@ -190,6 +202,16 @@ def load_slots(saved: dict[str, Any]) -> tuple[Any, ...]:
         slots[number] = made.new
     dirty = {int(number): _pages(runs, slots[int(number)].npages) for number, runs in saved["dirty"].items()}
     return tuple(sorted(slots.items())), tuple(sorted(dirty.items()))
+
+
+def all_dirty(memslots: Memslots, memory: HostMemory) -> None:
+    """Guests ran on after the last record: report every page of a logged slot that they could have written."""
+    for slot in memslots.slots.values():
+        if slot.logged:
+            for run in memory.runs(slot.userspace_addr, slot.npages << PAGE_SHIFT):
+                if run.address is not None:
+                    first = run.hva - slot.userspace_addr >> PAGE_SHIFT
+                    memslots.dirty[slot.id].update(range(first, first + (run.size >> PAGE_SHIFT)))
 
 
 def _pages(runs: list[int], npages: int) -> frozenset[int]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
-import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from app.core.errors import KvmError
@@ -19,14 +18,15 @@ from app.core.requests import Request
 from app.core.uapi import KVM_REGS, KVM_SREGS, ExitReason, MpState
 from app.core.vcpu import Counters, Vcpu
 from app.guests.script import ScriptGuest
-from app.journal.records import FORMAT, load_exit, load_slots
+from app.journal.format import COUNTERS, CPU, FORMAT, MACHINE, SLOTS, check
+from app.journal.records import all_dirty, load_exit, load_slots
 from app.runtime.machine import Machine
 from app.runtime.registry import Registry
 from app.runtime.userspace import VmmThread
 
-OPTIONS = {"variant": str, "engine": str, "mode": str, "irqchip": bool, "switches": dict, "seed": int}
+OPTIONS = ("variant", "engine", "mode", "irqchip", "switches", "seed")
 KNOWN_REQUESTS = sum({request.bit for request in Request} - {Request.VM_DEAD.bit})
-UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, zlib.error, KvmError)
+UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError, KvmError)
 
 
 class UnreadableError(Exception):
@@ -42,22 +42,27 @@ class Saved:
             self.vm: dict[str, Any] = read["vm"]
             if self.vm["format"] != FORMAT:
                 raise UnreadableError(f"format {self.vm['format']!r} is not {FORMAT}, the only one this program reads")
-            self.id = str(self.vm["id"])
+            _check(parts, self.vm["vcpus"])
+            self.id: str = self.vm["id"]
             self.slots = load_slots(read["slots"])
-            self.memory = [(int(base), int(size), str(name)) for base, size, name in self.vm["memory"]]
-            self.files = [str(name) for name in self.vm["files"]]
+            self.memory = [(base, size, name) for base, size, name in self.vm["memory"]]
+            self.files: list[str] = self.vm["files"]
             self.cpus = {vcpu_id: read[f"cpu/{vcpu_id}"] for vcpu_id in self.vm["vcpus"]}
             self.programs = {vcpu_id: read.get(f"program/{vcpu_id}", ()) for vcpu_id in self.vm["vcpus"]}
             self.counters = read.get("counters", {})
             self.options: dict[str, Any] = {name: self.vm[name] for name in OPTIONS}
-            wrong = [name for name, kind in OPTIONS.items() if not isinstance(self.options[name], kind)]
-            if wrong or not all(isinstance(value, bool | str) for value in self.options["switches"].values()):
-                raise UnreadableError(f"{', '.join(wrong) or 'switches'}: not of its type")
-            self.threads = [(int(vcpu), str(behaviour), bool(handle)) for vcpu, behaviour, handle in self.vm["threads"]]
-            if any(vcpu not in self.cpus or how not in ("well", "careless") for vcpu, how, _ in self.threads):
-                raise UnreadableError("a thread of a vcpu that is not there, or that behaves as none does")
+            self.threads = [(vcpu, behaviour, handle) for vcpu, behaviour, handle in self.vm["threads"]]
         except UNREADABLE as error:
             raise UnreadableError(f"{type(error).__name__}: {error}") from error
+
+
+def _check(parts: Mapping[str, bytes], vcpus: Iterable[int]) -> None:
+    """Every part that a machine is made of has its form. ``KeyError``: one is missing; ``ValueError``: which not."""
+    check(MACHINE, "vm", parts["vm"])
+    check(SLOTS, "slots", parts["slots"])
+    check(COUNTERS, "counters", parts.get("counters", b"{}"))
+    for vcpu_id in vcpus:
+        check(CPU, f"cpu/{vcpu_id}", parts[f"cpu/{vcpu_id}"])
 
 
 async def restore(
@@ -99,6 +104,8 @@ def _load(machine: Machine, saved: Saved) -> None:
     machine.history.dropped = 1  # what led here is not known: the script of this machine cannot be replayed
     vm.memslots.load(saved.slots)
     vm.memslots.generation += 1
+    if saved.vm["running"]:
+        all_dirty(vm.memslots, machine.memory)
     for vcpu_id, bits in zip(saved.vm["vcpus"], saved.vm["requests"], strict=True):
         vcpu = vm.prepare_vcpu(vcpu_id)
         vm.vcpus[vcpu_id] = vcpu
@@ -127,10 +134,12 @@ def _load_vcpu(vcpu: Vcpu, saved: Mapping[str, Any], program: Any) -> None:
     guest: Any = vcpu.guest
     if isinstance(guest, ScriptGuest):
         guest.load(saved["guest"], program)
+    elif vcpu.arch.pending is None:
+        guest.load({**saved["guest"], "pending": None})  # the CPU waits for nothing that KVM_RUN would not finish
     else:
         guest.load(saved["guest"])
-    KVM_REGS.to_json(guest.registers())  # what nobody could read is no register
-    KVM_SREGS.to_json(guest.special_registers())
+    KVM_REGS.pack(guest.registers())  # what nobody could read is no register
+    KVM_SREGS.pack(guest.special_registers())
 
 
 async def _come_up_kicked(machine: Machine) -> None:

@@ -33,7 +33,7 @@ class DeviceMachine(Machine):
 
     def _make_vm(self, system: System, switches: Switches, *, irqchip: bool) -> Vm:
         return DeviceVm(
-            self.id, self.variant, self.memory, system=system, irqchip=irqchip, switches=switches, trace=self._trace
+            self.id, self.variant, self.memory, system=system, irqchip=irqchip, switches=switches, trace=self.trace
         )
 
     def _device_vcpu(self, vcpu_id: int) -> DeviceVcpu:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections import deque
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 
 CAPACITY = 65_536
 
@@ -51,15 +50,24 @@ class EventLog:
     ) -> None:
         self.epoch = epoch or new_epoch()
         self.seq = 0
-        self.ring: deque[Record] = deque(maxlen=capacity)
+        self.capacity = capacity
+        self._before = 0  # the number before this log's first event
         self._clock = clock
         self._start = clock()
+        # The ring in columns, and Records only of what somebody has read: vCPUs report far more than is looked at,
+        # and a container an event would keep the garbage collector busy.
+        self._times = array("q", bytes(8 * capacity))
+        self._vms: list[str | None] = [None] * capacity
+        self._vcpus: list[int | None] = [None] * capacity
+        self._names: list[str] = [""] * capacity
+        self._fields: list[Mapping[str, object]] = [{}] * capacity
+        self._records: list[Record | None] = [None] * capacity
         self._sleepers: list[Callable[[], None]] = []
 
     def go_on(self, epoch: str, seq: int, elapsed_ns: int) -> None:
         """Go on where another process stopped; before the first event."""
         self.epoch = epoch
-        self.seq = seq
+        self.seq = self._before = seq
         self._start = self._clock() - elapsed_ns
 
     @property
@@ -67,29 +75,43 @@ class EventLog:
         """Nanoseconds since the log began: the clock of ``t_ns``."""
         return self._clock() - self._start
 
+    @property
+    def kept(self) -> int:
+        """How many events the ring holds."""
+        return min(self.seq - self._before, self.capacity)
+
     def emit(self, vm: str | None, name: str, vcpu: int | None, fields: Mapping[str, object]) -> int:
-        """Append an event, wake the readers that sleep, and return its number."""
-        self.seq += 1
-        self.ring.append(Record(self.seq, self._clock() - self._start, vm, vcpu, name, fields))
+        """Append an event, wake the readers that sleep, and return its number; ``fields`` must not change later."""
+        self.seq = seq = self.seq + 1
+        at = seq % self.capacity
+        self._times[at] = self._clock()
+        self._vms[at] = vm
+        self._vcpus[at] = vcpu
+        self._names[at] = name
+        self._fields[at] = fields
+        self._records[at] = None
         if self._sleepers:
             sleepers, self._sleepers = self._sleepers, []
             for wake in sleepers:
                 wake()
-        return self.seq
+        return seq
 
     def since(self, seq: int, limit: int | None = None) -> tuple[list[Record], int]:
         """Return up to ``limit`` events after ``seq`` and how many between were lost to the ring's size."""
         if seq >= self.seq:
             return [], 0
-        kept = len(self.ring)
-        have = min(self.seq - seq, kept)
-        lost = self.seq - seq - have
-        if 2 * have > kept:
-            stop = None if limit is None else kept - have + limit
-            return list(islice(self.ring, kept - have, stop)), lost
-        newest = list(islice(reversed(self.ring), have))  # a reader that keeps up does not walk the whole ring
-        newest.reverse()
-        return newest[:limit], lost
+        begin = max(seq, self.seq - self.kept)
+        end = self.seq if limit is None else min(self.seq, begin + limit)
+        return [self._record(number) for number in range(begin + 1, end + 1)], begin - seq
+
+    def _record(self, seq: int) -> Record:
+        at = seq % self.capacity
+        record = self._records[at]
+        if record is None:
+            t_ns = self._times[at] - self._start
+            record = Record(seq, t_ns, self._vms[at], self._vcpus[at], self._names[at], self._fields[at])
+            self._records[at] = record
+        return record
 
     def wake_at_next(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` once, when the next event is there."""

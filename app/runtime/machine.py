@@ -12,13 +12,14 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
 from app.core.atomics import Effect, Task
 from app.core.errors import KvmError
 from app.core.memslots import Region, Slot
-from app.core.trace import Event, VcpuState
+from app.core.trace import USER, Event, Tracer, VcpuState
 from app.core.uapi import Fd, MpState, ioctl_by_request, unknown_errno
 from app.core.variants import variant as find_variant
 from app.core.vcpu import Vcpu
@@ -72,6 +73,7 @@ class Machine:
         self.mode = mode
         self.seed = seed
         self.log = log
+        self.trace: Tracer = partial(log.emit, vm_id)
         self.history = History()
         self.journal: Journal | None = None
         self.unsettled = 0  # windows that are opening, or belong to a transaction: nobody was told of them
@@ -100,13 +102,10 @@ class Machine:
             irqchip=irqchip,
             switches=switches,
             flush_guests=factory.caches_translations,
-            trace=self._trace,
+            trace=self.trace,
         )
 
     # -- plumbing ----------------------------------------------------------------------------------------
-
-    def _trace(self, event: Event, vcpu: int | None, /, **fields: object) -> None:
-        self.log.emit(self.id, event, vcpu, fields)
 
     def thread(self, role: str = "vmm") -> Task:
         """A host thread of this VM's VMM, for one call."""
@@ -209,7 +208,7 @@ class Machine:
         ETIMEDOUT after ``timeout_ms``, with the vCPUs that are still inside; the kick is taken back then.
         """
         self.proceed.clear()
-        inside = [vcpu for vcpu in self.vm.vcpus.values() if vcpu.watched.state is not VcpuState.USER]
+        inside = [vcpu for vcpu in self.vm.vcpus.values() if vcpu.watched.state is not USER]
         was_open = self.vm.variant.holds
         started = time.monotonic_ns()
         if not was_open:
@@ -230,7 +229,7 @@ class Machine:
         return {
             "kick_id": self.kick_id,
             "changed": changed,
-            "vcpus_stopped": sum(vcpu.watched.state is VcpuState.USER for vcpu in inside),
+            "vcpus_stopped": len([vcpu for vcpu in inside if vcpu.watched.state is USER]),
             "holds": self.vm.variant.holds,
             "drain_ns": drain_ns,
             "seq": self.log.seq,
@@ -281,7 +280,8 @@ class Machine:
         """
         protect = protect or self.vm.variant.protects_by
         async with self._transaction:
-            self._trace(Event.MEM_TRANSACTION, None, phase="begin", protect=protect, operations=len(regions))
+            begin = {"phase": "begin", "protect": protect, "operations": len(regions)}
+            self.trace(Event.MEM_TRANSACTION, None, begin)
             slots = self.vm.memslots
             self.settled = dict(slots.slots), {slot: set(pages) for slot, pages in slots.dirty.items()}
             try:
@@ -293,7 +293,7 @@ class Machine:
                     drain_ns, window_ns = 0, await self._timed(self._apply(regions))
             finally:
                 self.settled = None
-                self._trace(Event.MEM_TRANSACTION, None, phase="end", protect=protect)
+                self.trace(Event.MEM_TRANSACTION, None, {"phase": "end", "protect": protect})
         results = [{"ret": 0, "errno": None} for _ in regions]
         return {"results": results, "drain_ns": drain_ns, "window_ns": window_ns, "seq": self.log.seq}
 

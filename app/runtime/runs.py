@@ -41,6 +41,8 @@ class Run:
         )
         self.task: asyncio.Task[RunResult] = loop.create_task(self._perform(page))
         machine.runs.add(self)
+        if machine.journal is not None and machine.vm.memslots.dirty:
+            machine.journal.note(machine)  # if this process is killed now, what the guest writes will not be known
         self.task.add_done_callback(self._done)
 
     @property

@@ -22,21 +22,32 @@ def first_choice(_alternatives: int) -> int:
     return 0
 
 
-async def perform(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice) -> T:
+async def perform(  # noqa: C901  one branch an effect
+    core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice
+) -> T:
     """Run one core coroutine to its end and return its result.
 
     Cancellation throws ``Killed`` into the coroutine, lets its clean-up run, and then cancels. An error of
     what it waits for outside the kernel is thrown into it too.
     """
     answer: Any = None
+    loop = asyncio.get_running_loop()
     try:
         effect = core.send(None)
         while True:
             answer = None
-            if type(effect) is Preempt:
+            if type(effect) is Blocked:
+                waiter = Waiter(loop)
+                key = waiter if effect.key is None else effect.key
+                for shared in effect.objects:
+                    shared.waiters[key] = waiter
+                try:
+                    await waiter.woken  # the coroutine looks at its guard again then
+                finally:
+                    for shared in effect.objects:
+                        shared.waiters.pop(key, None)
+            elif type(effect) is Preempt:
                 await asyncio.sleep(0)
-            elif type(effect) is Blocked:
-                await _park(effect)
             elif type(effect) is Choice:
                 answer = choose(effect.alternatives)
             elif type(effect) is Outside:
@@ -72,26 +83,13 @@ class Waiter:
 
     __slots__ = ("since_ns", "woken")
 
-    def __init__(self) -> None:
-        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.woken = asyncio.Future[None](loop=loop)
         self.since_ns = time.monotonic_ns()
 
     def __call__(self) -> None:
         if not self.woken.done():
             self.woken.set_result(None)
-
-
-async def _park(effect: Blocked) -> None:
-    """Wait until one of the objects wakes this thread; the coroutine looks at its guard again."""
-    waiter = Waiter()
-    key = waiter if effect.key is None else effect.key
-    for shared in effect.objects:
-        shared.waiters[key] = waiter
-    try:
-        await waiter.woken
-    finally:
-        for shared in effect.objects:
-            shared.waiters.pop(key, None)
 
 
 def _unwind(core: Coroutine[Effect, Any, Any]) -> None:

@@ -18,6 +18,7 @@ from app.runtime.tasks import perform, perform_now
 if TYPE_CHECKING:
     from app.runtime.machine import Machine
 
+LEFT_WITHOUT_EXIT = (errno.EINTR, errno.EAGAIN)
 FLOATING_BUS = 0xFF  # what a read returns where no device answers
 
 
@@ -84,8 +85,8 @@ class VmmThread:
             self.ended = str(end)
 
     async def _handle(self, result: RunResult) -> PageWrites | None:
-        if result.errno in (errno.EINTR, errno.EAGAIN):
-            if self.behaviour == "well" and not self._stopping:
+        if result.errno in LEFT_WITHOUT_EXIT:
+            if self.behaviour == "well" and not self._stopping and not self.machine.proceed.is_set():
                 await self._wait(self.machine.proceed)
             return None
         if result.errno is not None:

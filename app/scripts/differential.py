@@ -167,10 +167,12 @@ class Differential:
         return await fails([*operations[:number], replace(operations[number], args=changed), *operations[number + 1 :]])
 
 
-def _kind(difference: Difference) -> tuple[str, int]:
+def _kind(difference: Difference) -> tuple[object, ...]:
     """What must stay the same while a script is shrunk, so that it does not turn into another fault's."""
     expected, actual = difference.expected, difference.actual
-    return difference.field, expected ^ actual if isinstance(expected, int) and isinstance(actual, int) else 0
+    if isinstance(expected, int) and isinstance(actual, int):
+        return difference.field, expected ^ actual
+    return (difference.field, expected, actual) if difference.field == "exit_reason" else (difference.field,)
 
 
 def _defined(operation: Operation, answer: Result, unsettled: set[int]) -> bool:

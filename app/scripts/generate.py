@@ -10,29 +10,22 @@ from collections.abc import Callable, Generator, Mapping
 from random import Random
 from typing import Any
 
+from app.scripts.barrage import Barrage
 from app.scripts.encodings import END_PORT, HLT, MODES, PAGE, SAY_SO, SPIN, WINDOW, WINDOW_PAGES, program
+from app.scripts.story import CODE, LOW_SIZE, STACK, TABLES, Answer, Op, Steps, due, op, page_tables
 
-Op = dict[str, Any]
-Answer = Mapping[str, Any]
-Steps = Generator[Op, Answer, None]
-
-CODE = 0x1000
 CODE_STEP = 0x400
 CODES = 8  # places for programs, for each vCPU
-STACK = 0x7000  # programs end below 0x5400
-TABLES = 0x8000
-LOW_SIZE = 0x1_0000  # the slot with code, stack and page tables, which stays
 SLOTS = range(1, 7)
-KICK_MS = 3
+KICK_MS = 10  # also when another guest spins on a busy machine
+BARRAGES = 0.5  # of the scripts
 
 
 def steps(seed: int) -> Steps:
     """One script. The same seed and the same answers give the same script."""
-    yield from _Script(Random(seed)).play()
-
-
-def _op(name: str, /, **args: Any) -> Op:
-    return {"op": name, "args": args}
+    random = Random(seed)
+    story = Barrage(random) if random.random() < BARRAGES else _Script(random)
+    yield from story.play()
 
 
 class _Script:
@@ -52,10 +45,10 @@ class _Script:
         for _ in range(self.random.randrange(8, 28)):
             yield from self.random.choices(*_weighted(self.choices()))[0]()
         for vcpu in sorted(self.spinning):
-            yield _op("signal", vcpu=vcpu)
-            yield _op("finish_run", vcpu=vcpu)
-        yield _op("hash_host", arena="A")
-        yield _op("hash_host", arena="B")
+            yield op("signal", vcpu=vcpu)
+            yield op("finish_run", vcpu=vcpu)
+        yield op("hash_host", arena="A")
+        yield op("hash_host", arena="B")
 
     def choices(self) -> dict[Callable[[], Steps], int]:
         """What may come next, with weights."""
@@ -74,12 +67,12 @@ class _Script:
         return always | runs
 
     def set_up(self) -> Steps:
-        yield _op("arena", name="A", size=LOW_SIZE)
-        yield _op("arena", name="B", size=WINDOW_PAGES * PAGE)
-        yield _op("fill_pattern", arena="B")
+        yield op("arena", name="A", size=LOW_SIZE)
+        yield op("arena", name="B", size=WINDOW_PAGES * PAGE)
+        yield op("fill_pattern", arena="B")
         if self.mode == "long64":
-            yield _op("write_host", arena="A", offset=TABLES, hex=_page_tables().hex())
-        yield _op(
+            yield op("write_host", arena="A", offset=TABLES, hex=page_tables().hex())
+        yield op(
             "set_memory_region",
             slot=0,
             flags=self.random.choice((0, 0, 1)),
@@ -90,13 +83,13 @@ class _Script:
         for _ in range(self.random.randrange(1, 4)):
             yield from self.slot()
         if self.irqchip:
-            yield _op("create_irqchip")
+            yield op("create_irqchip")
         for vcpu in range(self.vcpus):
-            yield _op("create_vcpu", id=vcpu)
-            yield _op("set_cpuid_supported", vcpu=vcpu)
+            yield op("create_vcpu", id=vcpu)
+            yield op("set_cpuid_supported", vcpu=vcpu)
             if self.irqchip and vcpu:
-                yield _op("set_mp_state", vcpu=vcpu, mp_state="RUNNABLE")
-            yield _op("set_sregs", vcpu=vcpu, preset=self.mode)
+                yield op("set_mp_state", vcpu=vcpu, mp_state="RUNNABLE")
+            yield op("set_sregs", vcpu=vcpu, preset=self.mode)
             yield from self.load(vcpu, self.end(), fresh=True)
 
     # -- memory ----------------------------------------------------------------------------------------------
@@ -115,30 +108,30 @@ class _Script:
         }
 
     def slot(self) -> Steps:
-        yield _op("set_memory_region", **self.region())
+        yield op("set_memory_region", **self.region())
 
     def gone(self) -> dict[str, Any]:
         return {"slot": self.random.choice(SLOTS), "flags": 0, "gpa": 0, "size": 0, "host": {"abs": 0}}
 
     def delete(self) -> Steps:
-        yield _op("set_memory_region", **self.gone())
+        yield op("set_memory_region", **self.gone())
 
     def transaction(self) -> Steps:
         regions = [self.region() if self.random.random() < 0.6 else self.gone() for _ in range(3)]  # noqa: PLR2004
-        yield _op("memory_transaction", operations=regions, protect=self.random.choice(("kick", "none")))
+        yield op("memory_transaction", operations=regions, protect=self.random.choice(("kick", "none")))
 
     def dirty(self) -> Steps:
-        yield _op("get_dirty_log", slot=self.random.choice((0, *SLOTS)), buffer_pages=WINDOW_PAGES)
+        yield op("get_dirty_log", slot=self.random.choice((0, *SLOTS)), buffer_pages=WINDOW_PAGES)
 
     def clear_dirty(self) -> Steps:
         pages = self.random.choice((1, 2, 3, 4, 16, 64))
         bits = sorted(self.random.sample(range(pages), self.random.randrange(min(pages, 4))))
         first = self.random.choice((0, 0, 0, 64, 1))
-        yield _op("clear_dirty_log", slot=self.random.choice((0, *SLOTS)), first_page=first, num_pages=pages, bits=bits)
+        yield op("clear_dirty_log", slot=self.random.choice((0, *SLOTS)), first_page=first, num_pages=pages, bits=bits)
 
     def host_write(self) -> Steps:
         data = self.random.randbytes(16)
-        yield _op("write_host", arena="B", offset=self.random.randrange(WINDOW_PAGES * PAGE - 16), hex=data.hex())
+        yield op("write_host", arena="B", offset=self.random.randrange(WINDOW_PAGES * PAGE - 16), hex=data.hex())
 
     # -- guests ----------------------------------------------------------------------------------------------
 
@@ -147,31 +140,24 @@ class _Script:
         count = self.random.randrange(1, 14) if length is None else length
         code = program(self.mode, self.random, count, end)
         at = CODE + (CODES * vcpu + self.random.randrange(CODES)) * CODE_STEP
-        yield _op("write_host", arena="A", offset=at, hex=code.hex())
+        yield op("write_host", arena="A", offset=at, hex=code.hex())
         regs = {"rip": at, "rsp": STACK - 0x100 * vcpu, "rflags": 2}
         if fresh:
-            yield _op("set_regs", vcpu=vcpu, regs=regs)
+            yield op("set_regs", vcpu=vcpu, regs=regs)
         else:
-            yield _op("change_regs", vcpu=vcpu, regs=regs)
+            yield op("change_regs", vcpu=vcpu, regs=regs)
 
     def pending(self, vcpu: int) -> int | None:
-        """How many bytes the access waits for at which the vCPU stopped; None if it does not wait."""
-        last = self.last.get(vcpu, {})
-        if last.get("ret") != 0:
-            return None
-        if last.get("exit_reason") == "IO":
-            return last["size"] * last["count"] if last["direction"] == "in" else 0
-        if last.get("exit_reason") == "MMIO":
-            return 0 if last["is_write"] else int(last["len"])
-        return None
+        """How many bytes this vCPU waits for."""
+        return due(self.last.get(vcpu, {}))
 
     def run(self, vcpu: int) -> Steps:
         """KVM_RUN, with the device's answer if one is due."""
         args: dict[str, Any] = {"vcpu": vcpu}
-        due = self.pending(vcpu)
-        if due and self.random.random() < 0.95:  # noqa: PLR2004
-            args["reply"] = self.random.randbytes(due).hex()
-        yield from self.ran(vcpu, (yield _op("run", **args)))
+        wanted = self.pending(vcpu)
+        if wanted and self.random.random() < 0.95:  # noqa: PLR2004
+            args["reply"] = self.random.randbytes(wanted).hex()
+        yield from self.ran(vcpu, (yield op("run", **args)))
 
     def end(self) -> bytes:
         """How a program ends: with an in-kernel irqchip HLT does not leave KVM_RUN."""
@@ -186,34 +172,34 @@ class _Script:
         elif answer.get("ret") == 0 and reason in ("SHUTDOWN", "INTERNAL_ERROR"):
             self.dead.add(vcpu)
         elif reason == "HLT" or answer.get("errno") == "EINTR":
-            yield _op("get_regs", vcpu=vcpu)
+            yield op("get_regs", vcpu=vcpu)
             yield from self.wake(vcpu)
             yield from self.load(vcpu, self.end())
 
     def wake(self, vcpu: int) -> Steps:
         """A vCPU that sleeps in HLT is set going again from outside."""
         if self.irqchip:
-            yield _op("get_mp_state", vcpu=vcpu)
-            yield _op("set_mp_state", vcpu=vcpu, mp_state="RUNNABLE")
+            yield op("get_mp_state", vcpu=vcpu)
+            yield op("set_mp_state", vcpu=vcpu, mp_state="RUNNABLE")
 
     def leave_at_once(self, vcpu: int) -> Steps:
         """``immediate_exit``: what is pending is completed, then EINTR."""
         args: dict[str, Any] = {"vcpu": vcpu}
-        if due := self.pending(vcpu):
-            args["reply"] = self.random.randbytes(due).hex()
-        yield _op("set_run_flag", vcpu=vcpu, flag="immediate_exit", value=1)
-        answer = yield _op("run", **args)
-        yield _op("set_run_flag", vcpu=vcpu, flag="immediate_exit", value=0)
+        if wanted := self.pending(vcpu):
+            args["reply"] = self.random.randbytes(wanted).hex()
+        yield op("set_run_flag", vcpu=vcpu, flag="immediate_exit", value=1)
+        answer = yield op("run", **args)
+        yield op("set_run_flag", vcpu=vcpu, flag="immediate_exit", value=0)
         self.last[vcpu] = answer
         if answer.get("errno") == "EINTR":
-            yield _op("get_regs", vcpu=vcpu)
+            yield op("get_regs", vcpu=vcpu)
 
     def registers(self, vcpu: int) -> Steps:
         """Outside an access registers are well-defined."""
         if self.pending(vcpu) is None:
             values = {name: self.random.getrandbits(32) for name in ("rax", "rcx", "rdx", "rbp")}
-            yield _op("change_regs", vcpu=vcpu, regs=values)
-            yield _op("get_regs", vcpu=vcpu)
+            yield op("change_regs", vcpu=vcpu, regs=values)
+            yield op("get_regs", vcpu=vcpu)
 
     # -- kicks -----------------------------------------------------------------------------------------------
 
@@ -222,37 +208,29 @@ class _Script:
         if self.pending(vcpu) is not None:
             return False
         yield from self.load(vcpu, SAY_SO + end, length=0)
-        answer = yield _op("run", vcpu=vcpu)
+        answer = yield op("run", vcpu=vcpu)
         return answer.get("port") == END_PORT
 
     def spin_and_signal(self, vcpu: int) -> Steps:
         if (yield from self.at_the_end(vcpu, self.random.choice((SPIN, HLT if self.irqchip else SPIN)))):
-            yield from self.ran(vcpu, (yield _op("run", vcpu=vcpu, kick_after_ms=KICK_MS)))
+            yield from self.ran(vcpu, (yield op("run", vcpu=vcpu, kick_after_ms=KICK_MS)))
 
     def spin_beside(self, vcpu: int) -> Steps:
         """A guest that spins while other operations go on."""
         if (yield from self.at_the_end(vcpu, SPIN)):
-            yield _op("start_run", vcpu=vcpu)
+            yield op("start_run", vcpu=vcpu)
             self.spinning.add(vcpu)
 
     def kick(self) -> Steps:
         """The two proposed ioctls around slot changes; who was spinning has left."""
-        yield _op("kick")
+        yield op("kick")
         for vcpu in sorted(self.spinning):
-            yield from self.ran(vcpu, (yield _op("finish_run", vcpu=vcpu)))
+            yield from self.ran(vcpu, (yield op("finish_run", vcpu=vcpu)))
         self.spinning.clear()
         yield from self.slot()
         yield from self.delete()
-        yield _op("resume")
+        yield op("resume")
 
 
 def _weighted(choices: Mapping[Callable[[], Steps], int]) -> tuple[list[Callable[[], Steps]], list[int]]:
     return list(choices), list(choices.values())
-
-
-def _page_tables() -> bytes:
-    """The identity in 2 MiB pages, accessed and dirty bits set."""
-    tables = b""
-    for entry in (TABLES + PAGE | 0x63, TABLES + 2 * PAGE | 0x63):
-        tables += entry.to_bytes(8, "little").ljust(PAGE, b"\0")
-    return tables + b"".join((page << 21 | 0xE3).to_bytes(8, "little") for page in range(8))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.core.uapi import InternalError
 from app.scripts.parse import Operation
 
 
@@ -42,6 +43,20 @@ def _no_memory(operations: Sequence[Operation], _emulator: dict[str, Any], devic
     return operations[-1].op in ("run", "finish_run") and device.get("errno") == "ENOSPC" and not made
 
 
+def _frame_in_a_hole(_operations: Sequence[Operation], emulator: dict[str, Any], device: dict[str, Any]) -> bool:
+    delivery = emulator.get("suberror") == InternalError.DELIVERY_EV
+    return delivery and device.get("exit_reason") == "SHUTDOWN"
+
+
+def _run_after_failure(operations: Sequence[Operation], _emulator: dict[str, Any], device: dict[str, Any]) -> bool:
+    last = operations[-1]
+    if last.op not in ("run", "finish_run") or device.get("exit_reason") != "INTERNAL_ERROR":
+        return False
+    vcpu = getattr(last.args, "vcpu", None)
+    mine = [step.op for step in operations[:-1] if getattr(step.args, "vcpu", None) == vcpu]
+    return bool(mine) and mine[-1] in ("run", "finish_run", "set_run_flag")
+
+
 QUIRKS: tuple[Quirk, ...] = (
     Quirk(
         "run-without-memory",
@@ -60,6 +75,19 @@ QUIRKS: tuple[Quirk, ...] = (
         "With an in-kernel irqchip KVM answers the ports of the two 8259 itself; the emulator's irqchip routes "
         "interrupts but has no such registers, so a guest that programs them stops with KVM_EXIT_IO.",
         _in_kernel_ports,
+    ),
+    Quirk(
+        "frame-in-a-hole",
+        "An exception whose frame would go to a hole: hardware reports a fault while it delivers the event, and KVM "
+        "stops with KVM_INTERNAL_ERROR_DELIVERY_EV; where events are delivered in software, as on the recording "
+        "machine, the failed write is taken for one more fault, and ends in a triple fault.",
+        _frame_in_a_hole,
+    ),
+    Quirk(
+        "run-after-failure",
+        "KVM_RUN again after KVM_INTERNAL_ERROR_EMULATION: the #UD that KVM queued is delivered on hardware; a vendor "
+        "module that has to emulate the guest refuses to run one with a pending exception, with the same exit again.",
+        _run_after_failure,
     ),
 )
 

@@ -10,7 +10,8 @@ import sys
 import time
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-START_S = 30
+START_S = 60
+PATIENCE_S = 40  # far more than anything takes: a busy machine is no failure
 # The first is needed where tests run as root, the second where /dev/shm is small, as in a container.
 ARGUMENTS = ("--no-sandbox", "--disable-dev-shm-usage")
 
@@ -57,7 +58,7 @@ class Server:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(10)
+        self.process.wait(START_S)
         self.process.stdout.close()
 
     def pause(self):
@@ -89,11 +90,16 @@ def browsing():
             browser.close()
 
 
-def until(page, expression, seconds=8):
+def until(page, expression):
     """Ask the page until an expression is true; the page's own policy forbids playwright's way, which is eval."""
-    end = time.monotonic() + seconds
-    while not (found := page.evaluate(expression)):
+    return eventually(page, lambda: page.evaluate(expression), expression)
+
+
+def eventually(page, condition, what):
+    """Ask until a condition holds, letting the page go on meanwhile. ``what`` is said if it never does."""
+    end = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
         if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds} s: {expression}")
+            raise AssertionError(f"not within {PATIENCE_S} s: {what}")
         page.wait_for_timeout(40)
     return found

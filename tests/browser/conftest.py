@@ -35,19 +35,26 @@ class Watch:
     def __init__(self, context):
         self.complaints = []
         self.requests = []
+        self.refusals = []
         self.expected = ()
         context.on("console", self._console)
         context.on("weberror", lambda error: self.complaints.append(str(error.error)))
         context.on("request", lambda request: self.requests.append(request.url))
+        context.on("response", self._response)
 
     def _console(self, message):
         if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
+            self.complaints.append(f"{message.text} at {message.location.get('url')}")
+
+    def _response(self, response):
+        if response.status >= 400:
+            self.refusals.append(f"{response.status} {response.request.method} {response.url}")
 
     def check(self, url):
         strangers = [asked for asked in self.requests if not asked.startswith((url, "blob:", "data:"))]
         assert not strangers
-        assert [text for text in self.complaints if not any(known in text for known in self.expected)] == []
+        complaints = [text for text in self.complaints if not any(known in text for known in self.expected)]
+        assert not complaints, f"answers that were refusals: {self.refusals}"
 
 
 @pytest.fixture
@@ -64,9 +71,9 @@ def context(chromium, server):
 
 @pytest.fixture
 def page(context, server):
-    """The dashboard, with its stream open."""
+    """The dashboard, with its stream open. Its address names a view, so that the story does not begin by itself."""
     made = context.new_page()
-    made.goto(server.url)
+    made.goto(f"{server.url}#view=overview")
     until(made, "window.kickstand?.live.status === 'live' && kickstand.info !== null")
     until(made, "document.querySelector('#do-kick') !== null")
     return made

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from tests.browser.browser import browsing, missing, serving, until
-from tests.browser.explorations import Explorer
 from tests.browser.palette import pack
 
 SIZE = {"width": 1260, "height": 800}
@@ -108,7 +107,6 @@ def shoot(folder):
             context = browser.new_context(viewport=SIZE, color_scheme=scheme, device_scale_factor=1)
             blank, page = context.new_page(), context.new_page()
             page.on("pageerror", lambda error: sys.exit(f"the page complains: {error}"))
-            Explorer().install(page)
             scene(page, server.url)
             for name in views(page):
                 path = folder / f"{name}-{scheme}.png"

@@ -32,6 +32,7 @@ def result(page, action):
 
 def test_every_button_works_on_the_story(story):
     for action in STORY_BUTTONS:
+        until(story, f"document.querySelector('#do-{action}').getAttribute('aria-disabled') === 'false'")
         story.click(f"#do-{action}")
         answer = result(story, action)
         assert answer["ok"], (action, answer["text"])
@@ -58,7 +59,7 @@ def test_the_curl_under_a_button_is_the_call(story, action):
     for line in text(story, f"#do-{action} ~ details.curl pre").splitlines():
         command = line.replace("curl -s", "curl -sf", 1)
         assert shlex.split(command)
-        subprocess.run(["sh", "-c", command], check=True, capture_output=True, timeout=10)
+        subprocess.run(["sh", "-c", command], check=True, capture_output=True, timeout=60)
     if action == "kick":
         until(story, "kickstand.vm().kicked")
 
@@ -66,9 +67,7 @@ def test_the_curl_under_a_button_is_the_call(story, action):
 def test_a_vm_with_real_machine_code_is_made_and_torn(page):
     page.click("#controls details.group > summary")
     page.fill("#controls .fields input[maxlength]", "metal")
-    page.select_option("#controls .fields select >> nth=1", "x86") if page.locator(
-        "#controls details.group select"
-    ).count() < 2 else page.locator("#controls details.group select").nth(1).select_option("x86")
+    page.get_by_label("Engine").select_option("x86")
     page.click("#do-create")
     assert result(page, "create")["ok"]
     until(page, "kickstand.vm()?.id === 'metal' && kickstand.vm().engine === 'x86'")
@@ -109,7 +108,7 @@ def test_the_tour_shows_problem_and_cure(page):
     seen = []
     for step in range(6):
         page.click("#tour-do")
-        page.wait_for_selector("#tour .found:not(:empty)", timeout=8000)
+        page.wait_for_selector("#tour .found:not(:empty)")
         until(page, "document.querySelector('#tour-do').getAttribute('aria-disabled') === 'false'")
         seen.append(text(page, "#tour .found"))
         assert f"tour={step + 1}" in page.url
@@ -138,7 +137,7 @@ def test_everything_can_be_done_by_keyboard(page):
     page.keyboard.press("r")
     until(page, "!kickstand.vm().kicked")
     page.keyboard.press("?")
-    until(page, "document.querySelector('dialog').open")
+    until(page, "document.querySelector('dialog')?.open")
     assert "What a kick does" in text(page, "dialog")
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('dialog').open")

@@ -18,7 +18,7 @@ RAM = [["read", 0], ["write", 8, 1]]
 def shared_states(world):
     """Everything that could be left behind by a thread that was torn down."""
     vm = world.vm
-    held = {"srcu": vm.srcu.counts, "slots_lock": (vm.slots_lock.owner, vm.slots_lock.queue)}
+    held = {"srcu": tuple(vm.srcu.counts), "slots_lock": (vm.slots_lock.owner, vm.slots_lock.queue)}
     for vcpu in vm.vcpus.values():
         held[vcpu.tid] = (vcpu.mutex.owner, vcpu.mutex.queue, vcpu.mode.mode, vcpu.arch.srcu_index, vcpu.task.sleeping)
     for name, value in vars(vm.variant).items():

@@ -261,7 +261,7 @@ def test_a_killed_run_leaves_no_read_side_no_mutex_and_no_srcu_section(stop):
     run.kill()
     assert world.vm.variant.memory_transaction.readers == 0
     assert world.vcpu().mutex.owner is None
-    assert world.vm.srcu.counts == (0, 0)
+    assert world.vm.srcu.counts == [0, 0]
     assert world.vcpu().mode.mode.name == "OUTSIDE_GUEST_MODE"
     assert world.kick().run().done
 

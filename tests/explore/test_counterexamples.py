@@ -123,3 +123,25 @@ def test_perfetto_has_a_track_a_thread_and_a_slice_a_step(lost_exit):
     events = lost_exit.counterexample.perfetto()["traceEvents"]
     assert [event["args"]["name"] for event in events if event["ph"] == "M"] == ["VMM", "CPU0"]
     assert sum(event["ph"] == "X" for event in events) == lost_exit.counterexample.trail.steps
+
+
+def test_a_counterexample_tells_what_a_watcher_of_the_server_would_have_seen():
+    (verdict,) = explore("merge", "none", "careless", properties=["spurious_mmio"])
+    found = verdict.counterexample.json()
+    assert found["vms"] == [{"id": "vm", "vcpus": [0]}]
+    steps = [event["step"] for event in found["events"]]
+    assert steps == sorted(steps)
+    assert len(found["steps"]) - 1 <= steps[-1] <= len(found["steps"])
+    maps = [
+        [region["slot"] for region in event["memory_regions"]] for event in found["events"] if "memory_regions" in event
+    ]
+    assert maps[:2] == [[0, 1], [1]]
+    (torn,) = [event for event in found["events"] if event["event"] == "kvm_mmio"]
+    assert torn["gpa"] == "0x1000"
+    states = [event["state"] for event in found["events"] if event["event"] == "vcpu_state"]
+    assert states == ["kernel", "guest", "kernel", "user"]
+
+
+def test_a_loop_is_told_once(livelock):
+    events = livelock.counterexample.json()["events"]
+    assert sum(event["event"] == "kvm_userspace_exit" for event in events) == 1

@@ -43,7 +43,6 @@ async def looks_before_it_shows(vcpu):
         r = await vcpu.service_requests()
         if r <= EXIT:
             return r
-    await vcpu.inject_events()
     came = await vcpu.exit_request()
     await vcpu.mode.enter()
     await vcpu.arch.srcu_read_unlock(vcpu.vm.srcu)

@@ -172,9 +172,56 @@ def test_a_snapshot_holds_vector_registers_and_waiting_events():
     assert machine.peek(0x4010, 16) == b"0123456789abcdef"
 
 
+def test_a_snapshot_holds_the_float_unit_with_its_rounding_and_its_stack():
+    # fninit; fldcw, fld, ldmxcsr; out; fadd st, st; fst; movss, addss, movss; hlt
+    code = "dbe3d92bd943040fae5308e642d8c0d95310f30f104304f30f58430cf30f114314f4"
+    values = (0x0C3F).to_bytes(4, "little") + bytes.fromhex("0100c03f") + (0x7F80).to_bytes(4, "little")
+    results = []
+    for mover in (move, lambda _machine: None):
+        machine = Machine("prot32", code, rbx=0x4000)
+        machine.cpu.set_special_registers({"cr4": 0x600})
+        machine.poke(0x4000, values + bytes.fromhex("01000033"))
+        assert isinstance(machine.run(), IoExit)
+        mover(machine)
+        assert machine.run() == HltExit()
+        results.append((machine.peek(0x4010, 8), machine.cpu.state()["fpu"]))
+    assert results[0] == results[1]
+    assert results[0][1]["fcw"] == 0x0C3F
+    assert results[0][1]["mxcsr"] & 0x7F80 == 0x7F80
+
+
+def test_a_snapshot_holds_model_specific_and_debug_registers():
+    machine = Machine("long64", "b9820000c0" + "b878563412" + "0f30" + "0f23c0" + "e642" + "0f32" + "0f21c3" + "f4")
+    assert isinstance(machine.run(), IoExit)
+    move(machine)
+    assert machine.run() == HltExit()
+    assert (machine.reg("rax"), machine.reg("rbx")) == (0x12345678, 0x12345678)
+
+
+def test_a_state_that_no_cpu_can_have_is_made_one():
+    machine = Machine("prot32", "90f4")
+    state = json.loads(json.dumps(machine.cpu.state()))
+    state["sregs"] |= {"cr0": 1 << 63 | 0x80000000, "cr4": (1 << 64) - 1, "efer": 0xFFFFFFFF, "cr8": 200}
+    state["fpu"] |= {"fsw": 0xFFFF, "fcw": 0xFFFF, "mxcsr": (1 << 32) - 1}
+    machine.cpu.load(state)
+    sregs = machine.cpu.special_registers()
+    machine.cpu.set_special_registers(sregs)  # KVM would take it
+    assert machine.run() is not None
+
+
+def test_a_reply_for_another_length_than_the_instruction_reads_now_stays_within_it():
+    machine = Machine("prot32", "8b03f4", rbx=HOLE)  # 32 bits wide here, 16 in real mode
+    assert machine.run() == MmioExit(HOLE, 4, is_write=False)
+    state = json.loads(json.dumps(machine.cpu.state()))
+    state["pending"]["reads"] = ["11"]
+    machine.cpu.load(state)
+    machine.run(b"\x01\x02\x03\x04")
+    assert machine.reg("rax") == 0x11
+
+
 def test_a_snapshot_of_another_engine_is_refused():
     machine = Machine("prot32", "f4")
-    with pytest.raises(ValueError, match="another guest engine"):
+    with pytest.raises(ValueError, match="format 'other'"):
         machine.cpu.load({**machine.cpu.state(), "format": "other"})
 
 

@@ -1,5 +1,6 @@
 """After a crash or a clean end everything that was answered is there, and the event history has no silent hole."""
 
+import asyncio
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import pytest
 
 from app.core.memslots import Region
 from app.core.variants import variants
+from app.settings import JournalSettings
 from tests.api.live import events, live, until
 from tests.journal import kill9
 
@@ -53,6 +55,27 @@ async def test_after_a_crash_everything_that_was_answered_is_there(serve, crash)
         assert (await client.post("/vcpu/2/run")).json()["cause"] == "signal"
         told = (await client.post("/vcpu/0/run", json={"reply": "2a"})).json()
         assert told["io"]["data"] == "09"
+
+
+@pytest.mark.parametrize("by", ["a client's KVM_RUN", "a thread of the server"])
+async def test_after_a_crash_no_page_that_a_running_guest_wrote_is_missing_from_the_dirty_log(serve, crash, by):
+    async with serve(vcpus=1, journal=JournalSettings(tick_s=60)) as server, server.client() as client:
+        await prepare(client)
+        await client.put("/vcpu/0/program", json=[["write", 3 * PAGE, 7], ["spin"]])
+        if by == "a client's KVM_RUN":
+            parked = asyncio.create_task(client.post("/vcpu/0/run"))
+        else:
+            parked = asyncio.create_task(client.post("/vcpu/0/start"))
+        vcpu = server.registry.get("default").vcpu(0)
+        await until(lambda: vcpu.watched.state.value == "guest", "the guest runs")
+        store = server.context.journal.store
+        await store.wait(store.submitted)
+        image = crash()
+        await client.post("/vcpu/0/signal")
+        await parked
+    async with serve(image) as server, server.client() as client:
+        assert (await client.get("/vm/dirty-log/0")).json() == {"dirty_pages": list(range(16))}
+        assert (await client.get("/vm/dirty-log/0")).json() == {"dirty_pages": []}
 
 
 @pytest.mark.parametrize("variant", sorted(variants()))

@@ -79,8 +79,8 @@ def test_imports_point_one_way():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_there_are_two_locks():
-    assert [path.name for path in LOCKS] == ["requirements-dev.lock", "requirements.lock"]
+def test_there_are_three_locks():
+    assert [path.name for path in LOCKS] == ["requirements-cluster.lock", "requirements-dev.lock", "requirements.lock"]
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
@@ -97,11 +97,11 @@ def test_a_lock_names_no_index(path):
     assert not re.findall(r"^.*(?:index-url|find-links|trusted-host|://| @ ).*$", path.read_text(), re.MULTILINE)
 
 
-def test_the_development_lock_contains_the_run_time_lock():
+def test_each_lock_contains_the_smaller_ones():
     def pins(name):
         return set(re.findall(r"^\S+==\S+", (ROOT / name).read_text(), re.MULTILINE))
 
-    assert pins("requirements.lock") <= pins("requirements-dev.lock")
+    assert pins("requirements.lock") <= pins("requirements-cluster.lock") <= pins("requirements-dev.lock")
 
 
 def test_no_file_names_a_path_of_somebodys_machine():

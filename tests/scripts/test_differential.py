@@ -94,8 +94,14 @@ def test_every_quirk_has_a_reason_and_a_test_of_its_own():
     assert explained(run, {"exit_reason": "IO", "port": 0x80}, {"exit_reason": "HLT"}) is None
     assert explained(run, {"errno": "EFAULT"}, {"exit_reason": "MMIO"}).name == "unbacked-slot"
     assert explained(run[1:], {"exit_reason": "IO", "port": 0x21}, {"exit_reason": "HLT"}) is None
+    frame = explained(run, {"exit_reason": "INTERNAL_ERROR", "suberror": 3}, {"exit_reason": "SHUTDOWN"})
+    assert frame.name == "frame-in-a-hole"
+    failure = {"exit_reason": "INTERNAL_ERROR", "suberror": 1}
+    assert explained([*run, run[-1]], {"exit_reason": "HLT"}, failure).name == "run-after-failure"
+    assert explained(run, {"exit_reason": "HLT"}, failure) is None
     assert all(len(quirk.reason) > 40 for quirk in QUIRKS)
-    assert {quirk.name for quirk in QUIRKS} == {"run-without-memory", "unbacked-slot", "pic-ports"}
+    names = {"run-without-memory", "unbacked-slot", "pic-ports", "frame-in-a-hole", "run-after-failure"}
+    assert {quirk.name for quirk in QUIRKS} == names
 
 
 def test_the_command_prints_a_summary_and_says_whether_something_differed(monkeypatch, capsys, tmp_path):

@@ -2,6 +2,8 @@
 
 A variant is one file in this folder with one class; its name is the file's. The hooks below are all the
 places where the proposals differ; the base class is a kernel without any of them.
+
+The hooks of KVM_RUN are awaited; one that is a single operation returns it instead of awaiting it itself.
 """
 
 from __future__ import annotations
@@ -9,9 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from app.core.atomics import Task
     from app.core.vcpu import Vcpu
     from app.core.vm import Vm
+
+
+async def no() -> bool:
+    """Answer a question that a variant does not ask."""
+    return False
 
 
 class Variant:
@@ -23,6 +32,13 @@ class Variant:
 
     name: ClassVar[str] = ""
     protects_by: ClassVar[str] = "kick"
+    has_userspace_half: ClassVar[bool] = False  # set from the hooks that a class overrides
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.has_userspace_half = any(
+            getattr(cls, hook) is not getattr(Variant, hook) for hook in ("ioctl_begin", "ioctl_end", "eintr")
+        )
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
@@ -57,27 +73,31 @@ class Variant:
     # -- KVM_RUN -----------------------------------------------------------------------------------------
 
     async def run_begin(self, vcpu: Vcpu) -> object | None:
-        """Take the read side around KVM_RUN; what it returns goes to ``run_end``. None: a signal came first."""
+        """Take the read side around KVM_RUN; what it returns goes to ``run_end``. None: a signal came first.
+
+        Shows that the vCPU is ``WAITING`` if it has to wait.
+        """
         return True
 
-    async def run_end(self, vcpu: Vcpu, held: object) -> None:
+    def run_end(self, vcpu: Vcpu, held: object) -> Awaitable[object]:
         """Give the read side back."""
+        return no()
 
-    async def completion_test(self, vcpu: Vcpu) -> bool:
+    def completion_test(self, vcpu: Vcpu) -> Awaitable[bool]:
         """Before a pending access is completed: whether to leave with EINTR and keep it pending."""
-        return False
+        return no()
 
-    async def entry_test(self, vcpu: Vcpu) -> bool:
+    def entry_test(self, vcpu: Vcpu) -> Awaitable[bool]:
         """Site 1 of the patch, first among the pending requests: whether to leave with EINTR."""
-        return False
+        return no()
 
-    async def exit_test(self, vcpu: Vcpu) -> bool:
+    def exit_test(self, vcpu: Vcpu) -> Awaitable[bool]:
         """Site 2, after guest or sleep: whether to leave with EINTR."""
-        return False
+        return no()
 
-    async def block_test(self, vcpu: Vcpu) -> bool:
+    def block_test(self, vcpu: Vcpu) -> Awaitable[bool]:
         """Site 3, last condition of ``check_block``: whether to end the sleep."""
-        return False
+        return no()
 
     async def vcpu_created(self, vcpu: Vcpu) -> None:
         """A vCPU is about to come online."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.core.requests import Request
+from app.core.requests import KVM_REQ_USERSPACE_KICK
 from app.core.variants.sticky import Sticky
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from app.core.vcpu import Vcpu
 
 
 class ClearOnExit(Sticky):
     """A vCPU clears its request when it returns EINTR; RESUME clears the rest."""
 
-    async def entry_test(self, vcpu: Vcpu) -> bool:
-        return await vcpu.requests.check(Request.USERSPACE_KICK)
+    def entry_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return vcpu.requests.check(KVM_REQ_USERSPACE_KICK)
 
-    async def exit_test(self, vcpu: Vcpu) -> bool:
-        return await vcpu.requests.check(Request.USERSPACE_KICK)
+    def exit_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return vcpu.requests.check(KVM_REQ_USERSPACE_KICK)

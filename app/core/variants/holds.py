@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from app.core.atomics import Shared, atomic, blocked
-from app.core.requests import Request, make_all_cpus_request
-from app.core.trace import VcpuState
+from app.core.requests import KVM_REQ_USERSPACE_KICK, Request, make_all_cpus_request
+from app.core.trace import BLOCKED
 from app.core.variants.base import Variant
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from app.core.atomics import Task
     from app.core.vcpu import KvmRun, Vcpu
     from app.core.vm import Vm
@@ -19,13 +21,19 @@ class Window(Shared):
     """Who holds the VM's vCPUs out of KVM_RUN, and who is inside: one object, so that the two cannot disagree."""
 
     __slots__ = ("holders", "inside", "consumers")
-    FIELDS = ("holders", "inside", "consumers")
 
     def __init__(self) -> None:
         super().__init__()
         self.holders: tuple[str, ...] = ()  # processes, one entry a hold
-        self.inside: tuple[str, ...] = ()  # vCPU threads in KVM_RUN, sorted
+        self.inside: set[str] = set()  # vCPU threads in KVM_RUN
         self.consumers: tuple[str, ...] = ()  # processes inside other ioctls that use slots, one entry each
+
+    def state(self) -> tuple[Any, ...]:
+        return self.holders, frozenset(self.inside), self.consumers
+
+    def load(self, state: tuple[Any, ...]) -> None:
+        self.holders, inside, self.consumers = state
+        self.inside = set(inside)
 
     @atomic
     async def enter(self, task: Task, page: KvmRun) -> bool:
@@ -34,13 +42,13 @@ class Window(Shared):
             if task.signal or page.immediate_exit:
                 return False
             await blocked(self, task, page)
-        self.inside = tuple(sorted((*self.inside, task.tid)))
+        self.inside.add(task.tid)
         return True
 
     @atomic
     async def leave(self, tid: str) -> None:
         """Leave KVM_RUN; the last one out lets the holders go on."""
-        self.inside = tuple(other for other in self.inside if other != tid)
+        self.inside.discard(tid)
         if not self.inside:
             self.changed()
 
@@ -142,26 +150,27 @@ class Holds(Variant):
         self.window.holders = (process,) * self.holds
 
     async def run_begin(self, vcpu: Vcpu) -> object | None:
-        vcpu.show(VcpuState.BLOCKED if self.holds else VcpuState.WAITING)
+        if self.holds:
+            vcpu.show(BLOCKED)
         return await self.window.enter(vcpu.task, vcpu.run_page) or None
 
-    async def run_end(self, vcpu: Vcpu, held: object) -> None:
-        await self.window.leave(vcpu.tid)
+    def run_end(self, vcpu: Vcpu, held: object) -> Awaitable[None]:
+        return self.window.leave(vcpu.tid)
 
-    async def completion_test(self, vcpu: Vcpu) -> bool:
-        return await self.window.held()
+    def completion_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return self.window.held()
 
-    async def entry_test(self, vcpu: Vcpu) -> bool:
-        return await self._asked_to_leave(vcpu)
+    def entry_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return self._asked_to_leave(vcpu)
 
-    async def exit_test(self, vcpu: Vcpu) -> bool:
-        return await self._asked_to_leave(vcpu)
+    def exit_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return self._asked_to_leave(vcpu)
 
-    async def block_test(self, vcpu: Vcpu) -> bool:
-        return await vcpu.requests.test(Request.USERSPACE_KICK)
+    def block_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return vcpu.requests.test(KVM_REQ_USERSPACE_KICK)
 
     async def _asked_to_leave(self, vcpu: Vcpu) -> bool:
-        if not await vcpu.requests.check(Request.USERSPACE_KICK):
+        if not await vcpu.requests.check(KVM_REQ_USERSPACE_KICK):
             return False
         return await self.window.held()
 

@@ -8,6 +8,8 @@ from app.core.rwsem import Srcu
 from app.core.variants.sticky import Sticky
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from app.core.atomics import Task
     from app.core.vcpu import Vcpu
     from app.core.vm import Vm
@@ -27,7 +29,7 @@ class SrcuVariant(Sticky):
         index = await self.transactions.read_lock()
         return (index,)
 
-    async def run_end(self, vcpu: Vcpu, held: object) -> None:
+    def run_end(self, vcpu: Vcpu, held: object) -> Awaitable[None]:
         assert isinstance(held, tuple)
         (index,) = held
-        await self.transactions.read_unlock(index)
+        return self.transactions.read_unlock(index)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.core.requests import Request, clear_all_cpus_request, make_all_cpus_request
-from app.core.rwsem import RwSemaphore
+from app.core.requests import KVM_REQ_USERSPACE_KICK, Request, clear_all_cpus_request, make_all_cpus_request
+from app.core.rwsem import READ, RwSemaphore
+from app.core.trace import WAITING
 from app.core.variants.base import Variant
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from app.core.atomics import Task
     from app.core.vcpu import Vcpu
     from app.core.vm import Vm
@@ -41,16 +44,20 @@ class Sticky(Variant):
         await clear_all_cpus_request(await self.vm.online_vcpus(), Request.USERSPACE_KICK)
 
     async def run_begin(self, vcpu: Vcpu) -> object | None:
-        return await self.memory_transaction.down_read(vcpu.task, killable=self.vm.switches.killable) or None
+        semaphore = self.memory_transaction
+        if await semaphore.read_or_queue(vcpu.tid):
+            return True
+        vcpu.show(WAITING)
+        return await semaphore.wait(vcpu.task, READ, killable=self.vm.switches.killable) or None
 
-    async def run_end(self, vcpu: Vcpu, held: object) -> None:
-        await self.memory_transaction.up_read()
+    def run_end(self, vcpu: Vcpu, held: object) -> Awaitable[None]:
+        return self.memory_transaction.up_read()
 
-    async def entry_test(self, vcpu: Vcpu) -> bool:
-        return await vcpu.requests.test(Request.USERSPACE_KICK)
+    def entry_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return vcpu.requests.test(KVM_REQ_USERSPACE_KICK)
 
-    async def exit_test(self, vcpu: Vcpu) -> bool:
-        return await vcpu.requests.test(Request.USERSPACE_KICK)
+    def exit_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return vcpu.requests.test(KVM_REQ_USERSPACE_KICK)
 
-    async def block_test(self, vcpu: Vcpu) -> bool:
-        return await vcpu.requests.test(Request.USERSPACE_KICK)
+    def block_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+        return vcpu.requests.test(KVM_REQ_USERSPACE_KICK)

@@ -1,8 +1,9 @@
-/** A counterexample in columns, one step a row, with the lanes and the shared state in step. */
+/** A counterexample in columns, one step a row, with timeline, memory map and shared state in step. */
 
 import { copy } from "../curl.js";
 import { el, put, say } from "../dom.js";
 import { count, duration } from "../format.js";
+import { moment } from "./moment.js";
 
 export function counterexample(app) {
   const head = el("h3", {});
@@ -11,13 +12,13 @@ export function counterexample(app) {
   const back = el("button", { type: "button", class: "small", onclick: () => go(at - 1) }, "← Back");
   const on = el("button", { type: "button", class: "small", onclick: () => go(at + 1) }, "Step →");
   const text = el("p", { class: "step", "aria-live": "polite" });
-  const lanes = el("div", { class: "minilanes", "aria-hidden": "true" });
+  const scene = moment((step) => go(step));
   const shared = el("dl", { class: "shared", "aria-label": "Shared state after this step" });
   const columns = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Steps in columns" });
   const replay = el("code", { class: "line" });
   const copied = el("button", { type: "button", class: "small", onclick: async () => say(copied, (await copy(replay.textContent)) ? "Copied" : "Select it by hand") }, "Copy");
   const download = el("a", { download: "counterexample.json", class: "button small" }, "Download JSON");
-  const body = el("div", {}, el("div", { class: "tools" }, back, on, slider), text, el("div", { class: "pair" }, columns, el("div", {}, lanes, el("h4", {}, "Shared state"), shared)));
+  const body = el("div", {}, el("div", { class: "tools" }, back, on, slider), text, scene.node, el("div", { class: "pair" }, columns, el("div", {}, el("h4", {}, "Shared state"), shared)));
   const node = el("section", { class: "counterexample", "aria-label": "Cell", hidden: true }, head, facts, el("div", { class: "tools" }, replay, copied, download), body);
   let rows = [];
   let threads = [];
@@ -55,7 +56,7 @@ export function counterexample(app) {
     put(columns, el("table", { class: "columns" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "#"), threads.map((name) => el("th", { scope: "col" }, name)), el("th", { scope: "col" }, "changes"))),
       el("tbody", {}, rows.map((row, n) => el("tr", { class: inLoop(n) ? "loop" : false, onclick: () => go(n) },
         el("th", { scope: "row" }, `${n + 1}${n === from ? " ↻ loop starts" : ""}`), threads.map((name) => el("td", {}, name === row.thread ? row.operation : "")), el("td", { class: "changed" }, changes(row.changed).map(([name, value]) => `${name}${value === null ? "" : ` = ${value}`}`).join(", ")))))));
-    put(lanes, threads.map((name) => el("div", { class: "lane" }, el("span", {}, name), el("div", {}, rows.map((row) => el("i", { class: row.thread === name ? "on" : false }))))));
+    scene.lay(example);
     slider.max = String(rows.length - 1);
     go(0);
   }
@@ -72,7 +73,7 @@ export function counterexample(app) {
     });
     const current = /** @type {HTMLElement|undefined} */ (columns.querySelectorAll("tbody tr")[at]);
     if (current) columns.scrollTop = current.offsetTop - columns.clientHeight / 2;
-    lanes.querySelectorAll(".lane div").forEach((lane) => [...lane.children].forEach((mark, n) => mark.classList.toggle("ahead", n > at)));
+    scene.show(at);
     const state = new Map();
     for (const { changed } of rows.slice(0, at + 1)) for (const [name, value] of changes(changed)) state.set(name, value ?? "✓");
     const now = new Set(changes(row.changed).map(([name]) => name));

@@ -3,7 +3,7 @@
 import { complaint, get, send } from "../api.js";
 import { curl } from "../curl.js";
 import { el, put, say, sync } from "../dom.js";
-import { count, duration, plural } from "../format.js";
+import { count, duration } from "../format.js";
 import * as url from "../url.js";
 import { counterexample } from "./counterexample.js";
 
@@ -142,6 +142,3 @@ function product(a, b) {
 function progress({ cells_done: done, cells, search }) {
   return `, ${done} of ${cells} searches over${search ? `, ${count(search.states)} states in this one` : ""}`;
 }
-
-/** How many rows a plan of the form makes; for the tests. */
-export const planned = (plan) => plural(plan.variants.length * plan.behaviours.length * plan.properties.length, "cell");

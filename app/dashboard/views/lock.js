@@ -1,7 +1,5 @@
 /** Who holds the semaphore, who waits, and who keeps whom waiting: now, or at the step the timeline is at. */
 
-import { pathOf } from "../actions.js";
-import { get } from "../api.js";
 import { el, put, say, svg, sync } from "../dom.js";
 import { phaseAt, statesAt, title } from "../episodes.js";
 import { duration, plural, some } from "../format.js";
@@ -122,7 +120,7 @@ export function lock(root, app, { compact = false } = {}) {
   async function poll() {
     const vm = app.vm();
     if (vm && !document.hidden && !app.cursor) {
-      const found = await get(`${pathOf(vm.id)}/locks`);
+      const found = await app.live.read(vm.id, "/locks");
       polled = found && { vm: vm.id, ...found };
     }
     if (!stopped) setTimeout(() => void poll(), POLL_MS);

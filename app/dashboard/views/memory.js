@@ -68,7 +68,7 @@ export function memory(root, app, { compact = false } = {}) {
 }
 
 /** Every boundary of a slot, before or after, with its share of the width: equal parts, and narrow ones where nothing ever is. */
-function scale(slots, episode) {
+export function scale(slots, episode) {
   const all = [...slots, ...(episode?.before ?? []), ...(episode?.changes.flatMap((change) => change.after) ?? [])];
   const edges = [...new Set(all.flatMap((slot) => [slot.gpa, slot.gpa + slot.size]))].sort((a, b) => a - b);
   const columns = [];
@@ -83,7 +83,7 @@ function scale(slots, episode) {
 }
 
 /** One state of the map. */
-function strip({ columns, whole }, slots, open, torn = []) {
+export function strip({ columns, whole }, slots, open, torn = []) {
   const place = (gpa) => {
     const column = columns.find(({ from, to }) => gpa >= from && gpa < to) ?? columns.at(-1);
     if (!column) return 0;

@@ -121,7 +121,7 @@ export function table(root, app) {
 }
 
 /** A filter: words that a row must have; `column:word` looks in one column. */
-export function matcher(text) {
+function matcher(text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   if (!words.length) return () => true;
   const tests = words.map((word) => {

@@ -166,8 +166,6 @@ export function tour(root, app) {
     /** @type {HTMLElement|null} */ (document.querySelector("#open-tour"))?.focus();
   }
 
-  app.startTour = () => show(0);
   app.frame.slow.add(tell);
-  const wanted = Number(url.get("tour"));
-  if (wanted) show(wanted - 1);
+  return { show };
 }

@@ -14,7 +14,7 @@ const RECENT_NS = 60e9;
  */
 
 /** The warnings about one VM and the stream. @returns {Warning[]} */
-export function warningsOf(vm, store, now, spinning) {
+function warningsOf(vm, store, now, spinning) {
   const found = [];
   const add = (key, level, text, why, view) => found.push({ key, level, text, why, view });
   if (vm) {

@@ -19,7 +19,7 @@ from typing import Any
 from app.core.atomics import Task, outside
 from app.core.errors import KvmError
 from app.core.memslots import Change, Region, Slot
-from app.core.trace import Event, Tracer
+from app.core.trace import Tracer
 from app.core.uapi import (
     KVM_CLEAR_DIRTY_LOG,
     KVM_DIRTY_LOG,
@@ -31,7 +31,7 @@ from app.core.uapi import (
 )
 from app.core.variants import variant as find_variant
 from app.core.vcpu import Vcpu
-from app.core.vm import Switches, System, Vm
+from app.core.vm import Switches, System, Vm, trace_slot
 from app.guests.host_memory import HostMemory
 from app.guests.kvm import device
 from app.guests.kvm.addresses import Addresses
@@ -135,14 +135,7 @@ class DeviceVm(Vm):
         _at_once(self.memslots.publish(((region.slot, new),)))
         shown = new or old
         if shown is not None:
-            self.trace(
-                Event.KVM_MEMSLOT,
-                None,
-                change=_change(old, new).value,
-                slot=shown.id,
-                gpa=shown.region().guest_phys_addr,
-                npages=shown.npages,
-            )
+            trace_slot(self.trace, _change(old, new), shown)
 
     async def _set_regions(self, regions: Sequence[Region]) -> list[Change]:
         raise KvmError(errno.ENOTTY, "KVM_SET_USER_MEMORY_REGION_LIST", "a real kernel does not know this ioctl")

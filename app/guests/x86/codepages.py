@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 _STOPS = rb"[\x6c-\x6f\xe4-\xe7\xec-\xef\xf4]|\x0f[\x05\x34]"
 # Unicorn rewrites the flags before these have stored, and they are lost if the store is refused: RCL and RCR always,
 _STOPS += rb"|[\xc0\xc1\xd0-\xd3](?=[\x10-\x1f\x50-\x5f\x90-\x9f]|\Z)"
+# PUSH of a segment register, which stores 16 bits whatever room it makes,
+_STOPS += rb"|[\x06\x0e\x16\x1e]|\x0f[\xa0\xa8]"
+# CMPXCHG8B and its like, which take flags that are not up to date,
+_STOPS += rb"|\x0f\xc7"
+# LOCK NEG, which it does twice on a device and with the flags of the negated value,
+_STOPS += rb"|\xf0[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67]*[\xf6\xf7](?=[\x18-\x1f\x58-\x5f\x98-\x9f]|\Z)"
+# what looks at all flags within the instruction, in code that counts: it takes what was collected (see ``Engine.run``)
+# for an operand: PUSHF, DAA and its like, VERR, LAR, LSL,
+_COUNTED = rb"|[\x27\x2f\x37\x3f\x9c]|\x0f[\x00\x02\x03]"
 _NOT_COUNTED = rb"|\x0f(?=[\x90-\x9f](?:[\x00-\xbf]|\Z))"  # and SETcc in code that does not count
 _WINDOW = rb"|[\xfb\x9d\xcf]|\x0f\x07"  # STI, POPF, IRET, SYSRET: interrupts may become allowed
 _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
@@ -44,7 +53,7 @@ class CodePage:
 
 @cache
 def _pattern(*, window: bool, counted: bool) -> re.Pattern[bytes]:
-    return re.compile(_STOPS + _WINDOW * window + _NOT_COUNTED * (not counted), re.DOTALL)
+    return re.compile(_STOPS + _WINDOW * window + (_COUNTED if counted else _NOT_COUNTED), re.DOTALL)
 
 
 def find_stops(content: bytes, *, long_mode: bool, window: bool, counted: bool) -> list[int]:

@@ -6,10 +6,7 @@ The order inside follows ``vcpu_enter_guest``: events first, then the guest, the
 
 from __future__ import annotations
 
-import base64
-import ctypes
 import time
-import zlib
 from typing import TYPE_CHECKING, Any
 
 from app.core.guest import Exit, InterruptedExit, WindowExit
@@ -19,7 +16,8 @@ from app.guests.x86.engine import Stop
 from app.guests.x86.faults import NMI, UD
 from app.guests.x86.memory import PhysicalMemory
 from app.guests.x86.pending import dump_pending, load_pending
-from app.guests.x86.registers import FLAG_IF, GPR_NAMES, REGISTER_NAMES, STATE_SIZE, CpuState
+from app.guests.x86.registers import FLAG_IF, GPR_NAMES, REGISTER_NAMES, CpuState
+from app.guests.x86.saved import FORMAT, dump_events, dump_registers, load_events, load_registers
 from app.guests.x86.sregs import get_sregs, set_sregs
 from app.guests.x86.translator import Translator
 
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 MODES = ("precise", "fast")
 _STOP_AGAIN_S = 20e-6
 _APIC_BASE = 0xFEE00900  # enabled, boot CPU
-_SNAPSHOT_FORMAT = "unicorn-2.1-x86_64"
 _MASK64 = (1 << 64) - 1
 _MAX_NMIS = 2
 
@@ -53,7 +50,6 @@ class X86Cpu:
         self._translator = Translator(self._memory, counted=mode == "precise")
         self._state = CpuState()
         self._state.reset()
-        self._has_all_registers = False  # the FPU's reset values are in the engine
         self._apic_base = _APIC_BASE
         self._stop_requested = False
         self._inside = False
@@ -80,8 +76,7 @@ class X86Cpu:
         """
         if self._emulator.pending is not None:
             raise RuntimeError("the last exit is not completed")
-        if not self._translator.attached:
-            self._move_state(self._translator.attach(self._state, complete=self._has_all_registers))
+        self._attach()
         self._translator.enter()
         limited = budget > 0 or self.mode == "precise"
         left = max(budget, 1) if limited else 0
@@ -99,6 +94,10 @@ class X86Cpu:
             left //= 2
             if limited and left == 0:
                 return None
+
+    def _attach(self) -> None:
+        if not self._translator.attached:
+            self._move_state(self._translator.attach(self._state))
 
     def _before_guest(self) -> Exit | None:
         """``kvm_check_and_inject_events``, and the interrupt window."""
@@ -177,6 +176,7 @@ class X86Cpu:
         ``reply`` is the device data for a read; what is missing is what the shared page would hold. Returns the next
         exit of the same instruction, or None when it is finished.
         """
+        self._attach()
         self._memory.refresh()
         return self._emulator.complete(reply)
 
@@ -261,40 +261,30 @@ class X86Cpu:
 
     def state(self) -> dict[str, Any]:
         """Return all of the CPU as JSON-able data; ``load`` takes it back, in another process too."""
-        copy = CpuState.from_buffer_copy(self._state)
-        ctypes.memset(ctypes.addressof(copy.breakpoints), 0, ctypes.sizeof(copy.breakpoints))
-        events = self._emulator.events
         return {
-            "format": _SNAPSHOT_FORMAT,
-            "complete": self._has_all_registers or self._translator.attached,
-            "registers": base64.b64encode(zlib.compress(bytes(copy))).decode(),
-            "apic_base": self._apic_base,
+            "format": FORMAT,
+            **dump_registers(self._state, self._apic_base),
+            **dump_events(self._emulator.events),
             "pending": dump_pending(self._emulator.pending),
             "shared": self._emulator.shared.dump(),
-            "queued": None if events.queued is None else events.queued.to_json(),
-            "interrupt": events.interrupt,
-            "nmis": events.nmis,
-            "nmi_masked": events.nmi_masked,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Become the CPU that ``state`` describes."""
-        data = zlib.decompressobj().decompress(base64.b64decode(state["registers"]), STATE_SIZE + 1)
-        if state["format"] != _SNAPSHOT_FORMAT or len(data) != STATE_SIZE:
-            raise ValueError("the snapshot was made by another guest engine")
+        """Become the CPU that ``state`` describes, whoever wrote it.
+
+        ``KeyError``, ``TypeError``, ``ValueError``: it describes none.
+        """
+        if state["format"] != FORMAT:
+            raise ValueError(f"a CPU of format {state['format']!r}, and this program reads {FORMAT!r}")
+        registers, apic_base = load_registers(state)
+        events, pending = load_events(state), load_pending(state["pending"])
         self.close()
-        self._has_all_registers = state["complete"]
-        self._apic_base = state["apic_base"]
-        queued = Event.from_json(state["queued"])
-        events = Events(queued, state["interrupt"], state["nmis"], state["nmi_masked"])
-        self._state = CpuState.from_buffer_copy(data)
-        ctypes.memset(ctypes.addressof(self._state.breakpoints), 0, ctypes.sizeof(self._state.breakpoints))
+        self._state, self._apic_base = registers, apic_base
         self._emulator = self._make_emulator(events)
-        self._emulator.pending = load_pending(state["pending"])
+        self._emulator.pending = pending
         self._emulator.shared.load(state["shared"])
 
     def close(self) -> None:
         """Give the engine back; guest memory may be freed afterwards. The registers stay."""
         if self._translator.attached:
             self._move_state(self._translator.detach())
-            self._has_all_registers = True

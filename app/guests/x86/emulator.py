@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from app.core.guest import Exit, FaultExit, HltExit, InternalErrorExit, IoExit, MmioExit, RetryExit
 from app.guests.x86 import mmio
-from app.guests.x86.decode import HLT, IRET, SYSCALL, Instruction, decode, is_repeated_string
+from app.guests.x86.decode import HLT, IRET, SYSCALL, Instruction, decode, is_repeated_string, without_lock
 from app.guests.x86.delivery import Delivery, Event
 from app.guests.x86.faults import GP, UD, WITH_ERROR_CODE, DeviceAccessError, GuestFaultError
 from app.guests.x86.memory import AccessStoppedError
@@ -101,7 +101,7 @@ class Emulator:
     def _dispatch(self) -> Exit | None:
         code = self._virtual.fetch()
         instruction = decode(code, self._state.bits)
-        if instruction is None:
+        if instruction is None or instruction.compares_strings:
             return self._execute(code, [])
         if instruction.is_string:
             return self._string_io(instruction, code)
@@ -143,7 +143,8 @@ class Emulator:
     def _execute(self, code: bytes, reads: list[bytes]) -> Exit | None:
         rip = self._state.rip
         self._state.set_resume(repeating=False)
-        step = shared_stepper().step(self._state, self._virtual, code, reads)
+        bare = without_lock(code, self._state.bits)
+        step = shared_stepper().step(self._state, self._virtual, bare, reads, self._read_first(code))
         reason = step.interruption
         if reason is None:
             return self._finish(step, code, rip)
@@ -156,10 +157,17 @@ class Emulator:
             return self._cannot_emulate(reason.gpa)
         return reason.exit
 
+    def _read_first(self, code: bytes) -> tuple[int, int] | None:
+        """CMPS: the emulator reads the source before the destination, unlike the engine."""
+        instruction = decode(code, self._state.bits)
+        if instruction is None or not instruction.compares_strings:
+            return None
+        return self._ports.source(instruction), instruction.size
+
     def _finish(self, step: Step, code: bytes, rip: int) -> Exit | None:
         if self._state.rip == rip and is_repeated_string(code, self._state.bits):
             self._state.set_resume(repeating=True)
-        exit = self._write_exit(self._virtual.write_physical(step.writes))
+        exit = self._write_exit(mmio.last_store(self._virtual.write_physical(store) for store in step.writes))
         if exit is not None:
             return exit
         if step.invalid:
@@ -169,7 +177,7 @@ class Emulator:
     def _write_exit(self, pieces: list[tuple[int, bytes]]) -> MmioExit | None:
         if not pieces:
             return None
-        self.pending = pending = PendingWrite(mmio.in_exit_sizes(pieces))
+        self.pending = pending = PendingWrite(pieces)
         return self._next_write(pending)
 
     def _next_write(self, pending: PendingWrite) -> MmioExit:
@@ -219,7 +227,7 @@ class Emulator:
         if not pending.string:
             self._ports.complete_register(pending, data)
             return None
-        return None if pending.out else self._write_exit(self._ports.complete_ins(pending, data))
+        return None if pending.out else self._write_exit(mmio.in_exit_sizes(self._ports.complete_ins(pending, data)))
 
     def _complete_write(self, pending: PendingWrite) -> Exit | None:
         pending.pieces.pop(0)

@@ -31,6 +31,7 @@ CAN_READ, CAN_WRITE, CAN_EXECUTE = uc_const.UC_PROT_READ, uc_const.UC_PROT_WRITE
 Fill = Callable[[int, int], tuple[int, int] | None]
 """(virtual page, FILL_*) to (host page, CAN_*); None ends the run at this instruction."""
 
+_FPU_CONTROL, _SSE_CONTROL = 0x37F, 0x1F80  # after KVM_CREATE_VCPU; Unicorn starts with zeros
 _CONTEXT_HEADER = 40  # bytes of Unicorn's own before the CPU structure
 
 
@@ -57,6 +58,8 @@ class Engine:
 
     def __init__(self) -> None:
         self._uc = _unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
+        self._uc.reg_write(x86_const.UC_X86_REG_FPCW, _FPU_CONTROL)
+        self._uc.reg_write(x86_const.UC_X86_REG_MXCSR, _SSE_CONTROL)
         self._context = self._uc.context_save()
         if self._context.size != _CONTEXT_HEADER + STATE_SIZE:
             raise RuntimeError("this Unicorn keeps its CPU state in a form that is not known here")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 PAGE_MASK = ~(PAGE - 1)
+PER_EXIT = 8  # kvm_run.mmio.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +147,10 @@ def page_pieces(address: int, length: int) -> Iterator[tuple[int, int, int]]:
         piece = min(length - done, PAGE - (address + done) % PAGE)
         yield address + done, done, piece
         done += piece
+
+
+def in_fragments(gpa: int, offset: int, length: int) -> list[Fragment]:
+    """Cut a read from a device to what one exit carries."""
+    return [
+        Fragment(gpa + start, offset + start, min(PER_EXIT, length - start)) for start in range(0, length, PER_EXIT)
+    ]

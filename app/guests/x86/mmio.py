@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from app.core.guest import MmioExit
+from app.guests.x86.memory import PER_EXIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from app.guests.x86.pending import PendingRead, PendingWrite
 
-_PER_EXIT = 8  # kvm_run.mmio.data
 _PIO_PAGE_OFFSET = 4096  # what kvm_run.io.data_offset leaves behind in the bytes of mmio.data
 
 
@@ -24,15 +24,15 @@ class SharedData:
     """What ``kvm_run.mmio.data`` holds: userspace that answers nothing answers this."""
 
     def __init__(self) -> None:
-        self._bytes = bytes(_PER_EXIT)
+        self._bytes = bytes(PER_EXIT)
 
     def put(self, data: bytes) -> None:
         """Overwrite the first bytes."""
-        self._bytes = (data + self._bytes[len(data) :])[:_PER_EXIT]
+        self._bytes = (data + self._bytes[len(data) :])[:PER_EXIT]
 
     def after_io_exit(self) -> None:
         """``kvm_run.io`` lies over the same bytes."""
-        self._bytes = _PIO_PAGE_OFFSET.to_bytes(_PER_EXIT, "little")
+        self._bytes = _PIO_PAGE_OFFSET.to_bytes(PER_EXIT, "little")
 
     def answer(self, reply: bytes | None, length: int) -> bytes:
         """The reply, filled up with what is there; it stays there."""
@@ -44,8 +44,11 @@ class SharedData:
         return self._bytes.hex()
 
     def load(self, text: str) -> None:
-        """From a snapshot."""
-        self._bytes = bytes.fromhex(text)
+        """From a snapshot. ``ValueError``: it is not of that size."""
+        data = bytes.fromhex(text)
+        if len(data) != PER_EXIT:
+            raise ValueError(f"the shared bytes of an exit are {PER_EXIT}, not {len(data)}")
+        self._bytes = data
 
 
 def read_exit(pending: PendingRead) -> MmioExit:
@@ -63,10 +66,20 @@ def write_exit(pending: PendingWrite) -> MmioExit:
 def in_exit_sizes(pieces: Iterable[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
     """Cut device writes to what one exit carries."""
     return [
-        (gpa + start, data[start : start + _PER_EXIT])
-        for gpa, data in pieces
-        for start in range(0, len(data), _PER_EXIT)
+        (gpa + start, data[start : start + PER_EXIT]) for gpa, data in pieces for start in range(0, len(data), PER_EXIT)
     ]
+
+
+def last_store(device_parts: Iterable[list[tuple[int, bytes]]]) -> list[tuple[int, bytes]]:
+    """The exits for an instruction with several stores, each given by its device part: only the last one is seen.
+
+    ``emulator_read_write`` starts its fragments anew with each store, so PUSHA into a hole exits with EDI alone.
+    A later store to memory leaves the exit as it was filled in, without its further fragments.
+    """
+    exits: list[tuple[int, bytes]] = []
+    for parts in device_parts:
+        exits = in_exit_sizes(parts) if parts else exits[:1]
+    return exits
 
 
 def take_reply(pending: PendingRead, data: bytes) -> bool:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from app.guests.x86.memory import Fragment
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+MAX_INSTRUCTION = 15
+READ_AHEAD = 1024  # bytes that INS asks for at most
+_PORT_WIDTH = 4
+_PER_EXIT = 8
+_WIDEST = 64  # bytes of one access
+_MOST_PIECES = 1024  # of one instruction
+_HIGHEST = (1 << 64) - 1
 
 
 @dataclass(slots=True)
@@ -68,18 +74,63 @@ def dump_pending(pending: Pending | None) -> dict[str, Any] | None:
 
 
 def load_pending(values: Mapping[str, Any] | None) -> Pending | None:
-    """Undo ``dump_pending``."""
+    """Undo ``dump_pending``. ``KeyError``, ``TypeError``, ``ValueError``: no instruction stops like that."""
     if values is None:
         return None
-    fields = {name: value for name, value in values.items() if name != "kind"}
-    if values["kind"] == "port":
-        return PendingPort(**fields)
-    if values["kind"] == "write":
-        return PendingWrite([(gpa, bytes.fromhex(data)) for gpa, data in fields["pieces"]])
-    return PendingRead(
-        rip=fields["rip"],
-        code=bytes.fromhex(fields["code"]),
-        reads=[bytes.fromhex(data) for data in fields["reads"]],
-        data=bytearray.fromhex(fields["data"]),
-        missing=[Fragment(*part) for part in fields["missing"]],
+    kind = values["kind"]
+    if kind not in _LOADERS:
+        raise ValueError(f"{kind!r} is no pending access")
+    return _LOADERS[kind](values)
+
+
+def _load_port(values: Mapping[str, Any]) -> PendingPort:
+    size = within(values["size"], 1, _PORT_WIDTH)
+    bits = values["address_bits"]
+    if bits not in (16, 32, 64):
+        raise ValueError(f"addresses have no {bits!r} bits")
+    return PendingPort(
+        rip=within(values["rip"], 0, _HIGHEST),
+        length=within(values["length"], 1, MAX_INSTRUCTION),
+        size=size,
+        count=within(values["count"], 1, READ_AHEAD // size),
+        out=bool(values["out"]),
+        string=bool(values["string"]),
+        address_bits=bits,
+        repeat=bool(values["repeat"]),
     )
+
+
+def _load_write(values: Mapping[str, Any]) -> PendingWrite:
+    pieces = [(within(gpa, 0, _HIGHEST), bytes.fromhex(data)) for gpa, data in values["pieces"]]
+    within(len(pieces), 1, _MOST_PIECES)
+    if not all(0 < len(data) <= _PER_EXIT for _, data in pieces):
+        raise ValueError("an exit carries one to eight bytes")
+    return PendingWrite(pieces)
+
+
+def _load_read(values: Mapping[str, Any]) -> PendingRead:
+    code, reads = bytes.fromhex(values["code"]), [bytes.fromhex(data) for data in values["reads"]]
+    data = bytearray.fromhex(values["data"])
+    missing = [Fragment(within(gpa, 0, _HIGHEST), offset, length) for gpa, offset, length in values["missing"]]
+    within(len(code), 1, MAX_INSTRUCTION)
+    within(len(missing), 1, _MOST_PIECES)
+    within(max(map(len, (data, *reads))), 1, _WIDEST)
+    within(len(reads), 0, _MOST_PIECES)
+    for part in missing:
+        within(part.length, 1, _PER_EXIT)
+        within(part.offset, 0, len(data) - part.length)
+    return PendingRead(within(values["rip"], 0, _HIGHEST), code, reads, data, missing)
+
+
+_LOADERS: dict[str, Callable[[Mapping[str, Any]], Pending]] = {
+    "port": _load_port,
+    "write": _load_write,
+    "read": _load_read,
+}
+
+
+def within(value: object, lowest: int, highest: int) -> int:
+    """``value`` if it is an integer of that range. ``ValueError``: it is not."""
+    if not isinstance(value, int) or not lowest <= value <= highest:
+        raise ValueError(f"{value!r} is not between {lowest} and {highest}")
+    return value

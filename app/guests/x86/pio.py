@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from app.core.guest import IoExit
 from app.guests.x86.faults import GP, GuestFaultError
 from app.guests.x86.memory import PAGE
-from app.guests.x86.pending import PendingPort
+from app.guests.x86.pending import READ_AHEAD, PendingPort
 from app.guests.x86.registers import FLAG_IOPL, FLAG_VM, RAX, RCX, RDI, RDX, RSI
 from app.guests.x86.segments import ES
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from app.guests.x86.registers import CpuState
     from app.guests.x86.virtual import VirtualMemory
 
-_READ_AHEAD = 1024
 _WIDTH = 4  # a port register is at most 32 bits wide
 _TSS32 = (9, 11)
 _IO_MAP_BASE = 102
@@ -113,7 +112,7 @@ class Ports:
         port, size = self.port(instruction), instruction.size
         offset = self._state.gpr[RDI] % PAGE
         in_page = offset if self._state.backwards else PAGE - offset  # bytes, and yet a limit of elements
-        count = max(1, min(in_page, _READ_AHEAD // size, self.remaining(instruction)))
+        count = max(1, min(in_page, READ_AHEAD // size, self.remaining(instruction)))
         pending = PendingPort(
             self._state.rip,
             instruction.length,

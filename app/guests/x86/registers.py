@@ -33,6 +33,35 @@ _OSFXSR, _SMAP = 1 << 22, 1 << 23
 _CR4_OSFXSR = 1 << 9
 _KEPT = _SHADOW | 1 << 24  # the I/O breakpoint bit belongs to DR7
 _MASK32 = 0xFFFFFFFF
+_FCW, _MXCSR, _PAT = 0x37F, 0x1F80, 0x0007040600070406
+_DR6, _DR7 = 0xFFFF0FF0, 0x400
+_PRECISIONS = {0: 32, 2: 64}  # bits of the x87's results by its precision control; else 80
+
+
+class X87Register(ctypes.Structure):
+    """80 bits of a floating-point register, or 64 of an MMX one."""
+
+    _fields_: ClassVar = [("mantissa", ctypes.c_uint64), ("exponent", ctypes.c_uint16)]
+    mantissa: int
+    exponent: int
+
+
+class FloatStatus(ctypes.Structure):
+    """How the translator computes: what it derives of a control word."""
+
+    _fields_: ClassVar = [
+        ("tininess", ctypes.c_uint8),
+        ("rounding", ctypes.c_uint8),
+        ("exceptions", ctypes.c_uint8),
+        ("precision", ctypes.c_uint8),
+        ("flush_to_zero", ctypes.c_uint8),
+        ("flush_inputs_to_zero", ctypes.c_uint8),
+        ("_", ctypes.c_uint8 * 2),
+    ]
+    rounding: int
+    precision: int
+    flush_to_zero: int
+    flush_inputs_to_zero: int
 
 
 class CpuLayout(ctypes.Structure):
@@ -60,14 +89,50 @@ class CpuLayout(ctypes.Structure):
         ("cr8", ctypes.c_uint8),
         ("_1", ctypes.c_uint8 * 103),
         ("efer", ctypes.c_uint64),
-        ("_2", ctypes.c_uint8 * 4784),
+        ("_2", ctypes.c_uint8 * 4),
+        ("fpstt", ctypes.c_uint32),
+        ("fpus", ctypes.c_uint16),
+        ("fpuc", ctypes.c_uint16),
+        ("fptags", ctypes.c_uint8 * 8),  # 1: empty
+        ("_3", ctypes.c_uint8 * 4),
+        ("fpregs", X87Register * 8),
+        ("fpop", ctypes.c_uint16),
+        ("fpcs", ctypes.c_uint16),
+        ("fpds", ctypes.c_uint16),
+        ("_4", ctypes.c_uint8 * 2),
+        ("fpip", ctypes.c_uint64),
+        ("fpdp", ctypes.c_uint64),
+        ("fp_status", FloatStatus),
+        ("_5", ctypes.c_uint8 * 24),
+        ("sse_status", FloatStatus),
+        ("mxcsr", ctypes.c_uint32),
+        ("_6", ctypes.c_uint8 * 4),
+        ("xmm", (ctypes.c_uint64 * 8) * 16),  # the lower two count
+        ("_7", ctypes.c_uint8 * 2952),
+        ("sysenter_cs", ctypes.c_uint32),
+        ("_8", ctypes.c_uint8 * 4),
+        ("sysenter_esp", ctypes.c_uint64),
+        ("sysenter_eip", ctypes.c_uint64),
+        ("star", ctypes.c_uint64),
+        ("_9", ctypes.c_uint8 * 8),
+        ("lstar", ctypes.c_uint64),
+        ("cstar", ctypes.c_uint64),
+        ("syscall_mask", ctypes.c_uint64),
+        ("kernel_gs_base", ctypes.c_uint64),
+        ("_10", ctypes.c_uint8 * 24),
+        ("tsc_aux", ctypes.c_uint64),
+        ("_11", ctypes.c_uint8 * 16),
+        ("misc_enable", ctypes.c_uint64),
+        ("_12", ctypes.c_uint8 * 352),
+        ("pat", ctypes.c_uint64),
+        ("_13", ctypes.c_uint8 * 96),
         ("error_code", ctypes.c_int32),
         ("is_software_int", ctypes.c_int32),
         ("next_rip", ctypes.c_uint64),
         ("dr", ctypes.c_uint64 * 8),
         ("breakpoints", ctypes.c_uint64 * 4),  # pointers into one engine: never moved to another
         ("old_exception", ctypes.c_int32),
-        ("_3", ctypes.c_uint8 * 68),
+        ("_14", ctypes.c_uint8 * 68),
     ]
 
     gpr: ctypes.Array[ctypes.c_uint64]
@@ -84,6 +149,15 @@ class CpuLayout(ctypes.Structure):
     cr: ctypes.Array[ctypes.c_uint64]
     cr8: int
     efer: int
+    fpstt: int
+    fpus: int
+    fpuc: int
+    fptags: ctypes.Array[ctypes.c_uint8]
+    fpregs: ctypes.Array[X87Register]
+    fp_status: FloatStatus
+    sse_status: FloatStatus
+    mxcsr: int
+    xmm: ctypes.Array[ctypes.Array[ctypes.c_uint64]]
     error_code: int
     is_software_int: int
     next_rip: int
@@ -150,6 +224,10 @@ class CpuState(CpuLayout):
         """True directly after STI or a load of SS."""
         return bool(self.hflags & _SHADOW)
 
+    def set_shadow(self, *, shadow: bool) -> None:
+        """Be directly after STI or a load of SS, or not."""
+        self.hflags = self.hflags & ~_SHADOW | (_SHADOW if shadow else 0)
+
     def clear_shadow(self) -> None:
         """An instruction was executed outside the translator."""
         self.hflags &= ~_SHADOW
@@ -193,6 +271,18 @@ class CpuState(CpuLayout):
         flat = not any(self.segment[index].base for index in (ES, SS, 3))
         return value if flat and self.protected and code.big else value | _ADDSEG
 
+    def update_float_modes(self) -> None:
+        """Derive what the translator keeps of the x87's control word and of MXCSR.
+
+        FZ is in the x87's status: that is where this translator puts it.
+        """
+        control, mxcsr = self.fpuc, self.mxcsr
+        self.fp_status.rounding = control >> 10 & 3
+        self.fp_status.precision = _PRECISIONS.get(control >> 8 & 3, 80)
+        self.fp_status.flush_to_zero = mxcsr >> 15 & 1
+        self.sse_status.rounding = mxcsr >> 13 & 3
+        self.sse_status.flush_inputs_to_zero = mxcsr >> 6 & 1
+
     def reset(self) -> None:
         """``kvm_vcpu_reset``: the state after power-on."""
         self.gpr[RDX] = 0x600
@@ -207,4 +297,8 @@ class CpuState(CpuLayout):
         self.tr.load(0, 0, 0xFFFF, 0x8B00)
         self.gdt.limit = self.idt.limit = 0xFFFF
         self.cr[0] = 0x60000010
+        self.fpuc, self.mxcsr, self.pat, self.misc_enable = _FCW, _MXCSR, _PAT, 1
+        self.fptags[:] = [1] * 8
+        self.dr[6], self.dr[7] = _DR6, _DR7
         self.update_hidden_flags()
+        self.update_float_modes()

@@ -12,6 +12,7 @@ ES, CS, SS, DS, FS, GS = range(6)
 SEGMENT_NAMES = ("es", "cs", "ss", "ds", "fs", "gs")
 
 _G, _DB, _L, _AVL, _P, _S = 1 << 23, 1 << 22, 1 << 21, 1 << 20, 1 << 15, 1 << 12
+LONG_CODE = _L
 _FIELDS = (("type", 8, 15), ("s", 12, 1), ("dpl", 13, 3), ("present", 15, 1))
 _MORE_FIELDS = (("avl", 20, 1), ("l", 21, 1), ("db", 22, 1), ("g", 23, 1))
 

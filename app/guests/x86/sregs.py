@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.core.errors import KvmError
 from app.guests.x86.registers import CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, FLAG_VM, CpuState
-from app.guests.x86.segments import SEGMENT_NAMES
+from app.guests.x86.segments import LONG_CODE, SEGMENT_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,6 +82,32 @@ def _check(state: CpuState, changes: Mapping[str, Any]) -> None:
         raise _invalid("EFER.LMA and 64-bit code need long mode with paging", "efer")
     if state.eflags & FLAG_VM and efer & EFER_LMA:
         raise _invalid("there is no virtual-8086 mode in long mode", "efer")
+
+
+def make_consistent(state: CpuState) -> None:
+    """Clear what keeps the state from being one of a CPU: bits that do not exist, modes without what they need."""
+    cr0 = state.cr[0] & 0xFFFFFFFF
+    if cr0 & _CR0_NW and not cr0 & _CR0_CD:
+        cr0 &= ~_CR0_NW
+    if cr0 & CR0_PG and not cr0 & CR0_PE:
+        cr0 &= ~CR0_PG
+    state.cr[0] = cr0
+    state.cr[4] &= _CR4_VALID
+    state.cr8 &= 15
+    state.efer &= _EFER_VALID
+    if not (state.efer & EFER_LME and cr0 & CR0_PG):
+        state.efer &= ~EFER_LMA
+    if state.efer & EFER_LMA:
+        state.eflags &= ~FLAG_VM
+    else:
+        state.segment[1].flags &= ~LONG_CODE
+    state.update_hidden_flags()
+    state.update_float_modes()
+
+
+def assign_sregs(state: CpuState, values: Mapping[str, Any]) -> None:
+    """Set the named registers without a check; ``make_consistent`` afterwards."""
+    _assign(state, values)
 
 
 def _invalid(detail: str, field: str) -> KvmError:

@@ -14,6 +14,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from app.guests.x86.decode import shape
 from app.guests.x86.engine import (
     CAN_EXECUTE,
     CAN_READ,
@@ -23,11 +24,11 @@ from app.guests.x86.engine import (
     Engine,
     Stop,
 )
-from app.guests.x86.faults import DeviceAccessError, GuestFaultError
+from app.guests.x86.faults import GP, PF, SS_FAULT, DeviceAccessError, GuestFaultError
 from app.guests.x86.memory import PAGE, PAGE_MASK, AccessStoppedError, Fragment, page_pieces
 from app.guests.x86.paging import FETCH, READ, WRITE
+from app.guests.x86.pending import MAX_INSTRUCTION
 from app.guests.x86.registers import STATE_SIZE
-from app.guests.x86.virtual import MAX_INSTRUCTION
 
 if TYPE_CHECKING:
     from app.guests.x86.registers import CpuState
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _DATA_PAGES = 128  # more than any one instruction touches
 _CODE_PAIRS = 512  # instructions whose translation is kept
+_VECTOR, _HALF, _SELECTOR = 16, 8, 2
 _SEGMENT_LOADS = frozenset((0x07, 0x17, 0x1F, 0x8E, 0x9A, 0xC4, 0xC5, 0xCA, 0xCB, 0xCF, 0xEA, 0xFF, 0x0F))
 _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
 
@@ -54,13 +56,13 @@ Interruption = NeedRead | GuestFaultError | DeviceAccessError | AccessStoppedErr
 class Step:
     """What became of one instruction. The CPU state was changed only if ``interruption`` is None.
 
-    ``writes`` are the data it stored, as (gpa, bytes) in one page each and in order; ``vector`` is the exception or
+    ``writes`` are its stores in order, each as (gpa, bytes) in one page; ``vector`` is the exception or
     software interrupt it raised, whose details are in the state.
     """
 
     interruption: Interruption | None = None
     reads: list[bytes] = field(default_factory=list)
-    writes: list[tuple[int, bytes]] = field(default_factory=list)
+    writes: list[list[tuple[int, bytes]]] = field(default_factory=list)
     vector: int | None = None
     invalid: bool = False
 
@@ -81,10 +83,22 @@ class Stepper:
         self._engine.watch_accesses(self._access)
         self._engine.watch_instructions(self._begins)
 
-    def step(self, state: CpuState, memory: VirtualMemory, code: bytes, reads: list[bytes]) -> Step:
-        """Execute the instruction at RIP whose bytes are ``code``; ``reads`` answers its first reads."""
+    def step(
+        self,
+        state: CpuState,
+        memory: VirtualMemory,
+        code: bytes,
+        reads: list[bytes],
+        first: tuple[int, int] | None = None,
+    ) -> Step:
+        """Execute the instruction at RIP whose bytes are ``code``; ``reads`` answers its first reads.
+
+        ``first``: the (address, size) that KVM reads first, if that is not what the engine reads first.
+        """
         with self._lock:
             self._begin(state, memory, code, reads)
+            self._first = first
+            self._ahead: bytes | None = None
             mine = self._engine.state
             pointers = bytes(state.breakpoints)
             ctypes.memmove(ctypes.addressof(mine), ctypes.addressof(state), STATE_SIZE)
@@ -102,10 +116,15 @@ class Stepper:
         ctypes.memmove(ctypes.addressof(state.breakpoints), pointers, len(pointers))
         self._step.vector = self._engine.vector
         self._step.invalid = stop is Stop.INVALID
+        if self._downwards:
+            self._writes.reverse()
         for address, data in self._writes:
-            for piece, offset, size in page_pieces(address, len(data)):
-                gpa = self._pages[piece & PAGE_MASK] | piece & ~PAGE_MASK
-                self._step.writes.append((gpa, data[offset : offset + size]))
+            self._step.writes.append(
+                [
+                    (self._pages[piece & PAGE_MASK] | piece & ~PAGE_MASK, data[offset : offset + size])
+                    for piece, offset, size in page_pieces(address, len(data))
+                ]
+            )
 
     def _begin(self, state: CpuState, memory: VirtualMemory, code: bytes, reads: list[bytes]) -> None:
         self._state, self._memory = state, memory
@@ -118,6 +137,10 @@ class Stepper:
         self._linear = state.linear_rip
         self._user = state.cpl == 3  # noqa: PLR2004 - ring 3
         self._opcode = next((byte for byte in code if byte not in _PREFIXES), 0)
+        seen = shape(code, state.bits)
+        self._joined, self._downwards, self._seen = seen.joined, seen.pushes_all, seen
+        self._store_limit = _SELECTOR if seen.pushes_selector else _VECTOR
+        self._alignment = _VECTOR if seen.is_aligned_vector else 1
         self._code_page = self._place_code(code)
         self._fetched = len(code)
         self._next_page = self._begun = False
@@ -176,9 +199,19 @@ class Stepper:
         """Find the guest-physical pages; raises what keeps the access from being done or emulated."""
         for piece, _, _ in page_pieces(virtual, size):
             user = self._user and not self._is_descriptor_access(piece)
-            gpa = self._memory.gpa(piece, access, user=user)
+            gpa = self._gpa(piece, access, user=user)
             self._memory.check(gpa, access)  # now: nothing may fail once the instruction is done
             self._pages[piece & PAGE_MASK] = gpa & PAGE_MASK
+
+    def _gpa(self, address: int, access: int, *, user: bool) -> int:
+        try:
+            return self._memory.gpa(address, access, user=user)
+        except GuestFaultError as fault:
+            if fault.vector == GP and self._seen.is_stack_access:  # an address that is not canonical
+                raise GuestFaultError(SS_FAULT) from None
+            if fault.vector == PF and self._seen.modifies:
+                raise GuestFaultError(PF, fault.error | WRITE, fault.address) from None
+            raise
 
     def _is_descriptor_access(self, address: int) -> bool:
         """Loads of segments read the descriptor tables with supervisor rights, also in ring 3."""
@@ -193,13 +226,26 @@ class Stepper:
         slot, offset = divmod(address - self._data, PAGE)
         virtual = self._virtual[slot] + offset
         try:
+            self._check_alignment(virtual)
             if access == FILL_READ:
                 self._supply(virtual, size)
             else:
-                self._translate(virtual, size, WRITE)
-                self._writes.append((virtual, (value & (1 << 8 * size) - 1).to_bytes(size, "little")))
+                self._store(virtual, (value & (1 << 8 * size) - 1).to_bytes(size, "little")[: self._store_limit])
         except (GuestFaultError, AccessStoppedError) as reason:
             self._interrupt(reason)
+
+    def _check_alignment(self, virtual: int) -> None:
+        """The engine does not look at it. It does the two halves of a vector one after the other."""
+        if virtual % self._alignment:
+            raise GuestFaultError(GP)
+        self._alignment = 1
+
+    def _store(self, virtual: int, data: bytes) -> None:
+        self._translate(virtual, len(data), WRITE)
+        if self._writes and len(data) == _HALF and self._writes[-1][0] + _HALF == virtual:
+            virtual, half = self._writes.pop()  # the other half of a vector, or of CMPXCHG16B
+            data = half + data
+        self._writes.append((virtual, data))
 
     def _supply(self, virtual: int, size: int) -> None:
         """Put what the coming read shall see on the scratch pages."""
@@ -211,8 +257,29 @@ class Stepper:
             ctypes.memmove(target, data[offset : offset + length], length)
 
     def _read(self, virtual: int, size: int) -> bytes | None:
+        if self._joined:
+            return self._read_joined(virtual, size)
+        if self._first is None:
+            return self._take(virtual, size)
+        if self._ahead is None:
+            self._ahead = self._take(*self._first)
+            return None if self._ahead is None else self._take(virtual, size)
+        return self._ahead
+
+    def _read_joined(self, virtual: int, size: int) -> bytes | None:
+        """Both parts of a far pointer or a vector are one operand; what is read after them are descriptors."""
+        if self._ahead is None:
+            data = self._take(virtual, size + self._joined)
+            self._ahead = None if data is None else data[size:]
+            return None if data is None else data[:size]
+        self._joined = 0
+        return self._ahead
+
+    def _take(self, virtual: int, size: int) -> bytes | None:
+        """The next read in KVM's order."""
         if self._answered < len(self._step.reads):
-            data = self._step.reads[self._answered]
+            # Userspace may have changed the CPU's mode meanwhile: the same bytes can now read another length.
+            data = self._step.reads[self._answered][:size].ljust(size, b"\0")
         else:
             self._translate(virtual, size, READ)
             parts, missing = self._memory.read_at(self._pages, virtual, size)

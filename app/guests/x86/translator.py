@@ -24,14 +24,14 @@ from app.guests.x86.engine import (
 from app.guests.x86.faults import GuestFaultError
 from app.guests.x86.memory import PAGE, PAGE_MASK, AccessStoppedError, PhysicalMemory
 from app.guests.x86.paging import FETCH, READ, WRITE, Mmu
-from app.guests.x86.registers import STATE_SIZE, CpuState
+from app.guests.x86.registers import CpuState
 from app.guests.x86.segments import CS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _MAX_CODE_PAGES = 4096
-_NOT_FROM_RESET = frozenset(("dr", "breakpoints"))  # these have values of their own after reset
+_OF_ONE_ENGINE = "breakpoints"  # pointers
 
 
 class Translator:
@@ -63,15 +63,12 @@ class Translator:
             raise RuntimeError("this CPU has not run yet")
         return self._engine
 
-    def attach(self, state: CpuState, *, complete: bool) -> CpuState:
-        """Take an engine and move the state into it; ``complete``: FPU and debug registers too."""
+    def attach(self, state: CpuState) -> CpuState:
+        """Take an engine and move the registers into it; what is the engine's own stays as it was made."""
         self._engine = engine = ENGINES.take()
-        if complete:
-            ctypes.memmove(ctypes.addressof(engine.state), ctypes.addressof(state), STATE_SIZE)
-        else:
-            for name, *_ in CpuState._fields_:
-                if not name.startswith("_") and name not in _NOT_FROM_RESET:
-                    setattr(engine.state, name, getattr(state, name))
+        for name, *_ in CpuState._fields_:
+            if not name.startswith("_") and name != _OF_ONE_ENGINE:
+                setattr(engine.state, name, getattr(state, name))
         self._mmu = Mmu(self._memory, engine.state)
         engine.on_fill = self._fill
         self._version = -1

@@ -10,8 +10,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from app.guests.x86.faults import GP, DeviceAccessError, GuestFaultError
-from app.guests.x86.memory import PAGE, PAGE_MASK, AccessStoppedError, Fragment, page_pieces
+from app.guests.x86.memory import PAGE, PAGE_MASK, AccessStoppedError, Fragment, in_fragments, page_pieces
 from app.guests.x86.paging import FETCH, READ, WRITE
+from app.guests.x86.pending import MAX_INSTRUCTION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from app.guests.x86.memory import PhysicalMemory
     from app.guests.x86.paging import Mmu
     from app.guests.x86.registers import CpuState
-
-MAX_INSTRUCTION = 15
 
 
 class VirtualMemory:
@@ -56,7 +55,7 @@ class VirtualMemory:
             gpa = pages[piece & PAGE_MASK] | piece & ~PAGE_MASK
             part = self._memory.read(gpa, size)
             if part is None:
-                missing.append(Fragment(gpa, offset, size))
+                missing += in_fragments(gpa, offset, size)
             else:
                 data[offset : offset + size] = part
         return data, missing
