@@ -6,6 +6,7 @@ Every function returns the exit status: 0 done and nothing violated, 1 a cell is
 from __future__ import annotations
 
 import json
+import sys
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,6 +22,7 @@ from app.core.errors import KvmError
 from app.core.variants import summary, variants
 from app.explore.campaign import Matrix, Tick, matrix, process_pool, replay_token
 from app.explore.decide import MAX_STATES, Verdict
+from app.explore.gallery import gallery
 from app.explore.ledger import LEDGER, ledger_json
 from app.explore.properties import PROPERTIES
 from app.explore.replay import ReplayError
@@ -142,6 +144,12 @@ def print_ledger(console: Console | None = None, *, as_json: bool = False) -> in
     for entry in LEDGER:
         table.add_row(entry.id, entry.what, "\n".join(map(str, entry.shown_by)))
     out.print(table)
+    return DONE
+
+
+def print_gallery() -> int:
+    """Print the defects of the posted patch as Markdown, column by column as found now."""
+    sys.stdout.write(gallery())
     return DONE
 
 
