@@ -210,6 +210,7 @@ def explore(
     if gallery:
         raise typer.Exit(command.print_gallery())
     if replay_token is not None:
+        _load_variant(variant_module)
         raise typer.Exit(command.replay_one(replay_token, console, as_json=as_json))
     options = command.Options(
         scenario=scenario, variants=tuple(variant or ()), behaviours=tuple(behaviour or ()), vcpus=vcpus, vmms=vmms,

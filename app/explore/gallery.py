@@ -1,4 +1,4 @@
-"""The gallery: the defects of the posted patch as the explorer finds them, printed by ``kickstand explore --gallery``."""
+"""The gallery: defects of the posted patch as the explorer finds them (``kickstand explore --gallery``)."""
 
 from __future__ import annotations
 

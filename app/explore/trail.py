@@ -192,17 +192,13 @@ def difference(name: str, real: Any, old: tuple[Any, ...], new: tuple[Any, ...])
 
 def _slots_difference(name: str, old: tuple[Any, ...], new: tuple[Any, ...]) -> list[tuple[str, str, str]]:
     """Slot by slot, and the dirty pages of each."""
-    changed = []
-    for what, shown, nothing in (("slot", _shown_slot, "none"), ("dirty", shown_value, "{}")):
-        before, after = (dict(state[what == "dirty"]) for state in (old, new))
-        changed += [
-            (
-                f"{name}.{what} {number}",
-                *(shown(side[number]) if number in side else nothing for side in (before, after)),
-            )
-            for number in sorted({*before, *after})
-            if before.get(number) != after.get(number)
-        ]
+    changed: list[tuple[str, str, str]] = []
+    for part, (what, shown) in enumerate((("slot", _shown_slot), ("dirty", shown_value))):
+        before, after = dict(old[part]), dict(new[part])
+        for number in sorted({*before, *after}):
+            was, now = (shown(side[number]) if number in side else "none" for side in (before, after))
+            if was != now:
+                changed.append((f"{name}.{what} {number}", was, now))
     return changed
 
 
