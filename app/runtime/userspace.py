@@ -11,8 +11,8 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from app.core.errors import KvmError
-from app.core.guest import HltExit, InternalErrorExit, IoExit, MmioExit, ShutdownExit, UserExit
-from app.core.vcpu import PageWrites, RunResult, Vcpu
+from app.core.guest import HltExit, InternalErrorExit, ShutdownExit, UserExit
+from app.core.vcpu import ACCESSES, PageWrites, RunResult, Vcpu
 from app.runtime.tasks import perform, perform_now
 
 if TYPE_CHECKING:
@@ -75,7 +75,6 @@ class VmmThread:
             while not self._stopping:
                 result = await perform(self.vcpu.run_from_userspace(page=page), self.machine.choose)
                 page = await self._handle(result)
-                await asyncio.sleep(0)  # back in user mode: others run
             self.ended = "stopped"
         except asyncio.CancelledError:
             self.ended = "killed"
@@ -85,9 +84,12 @@ class VmmThread:
             self.ended = str(end)
 
     async def _handle(self, result: RunResult) -> PageWrites | None:
+        """User mode: every way through it lets others run, once."""
         if result.errno in LEFT_WITHOUT_EXIT:
             if self.behaviour == "well" and not self._stopping and not self.machine.proceed.is_set():
                 await self._wait(self.machine.proceed)
+            else:
+                await asyncio.sleep(0)
             return None
         if result.errno is not None:
             raise _GuestEnded(f"KVM_RUN answered {errno.errorcode[result.errno]}")
@@ -97,13 +99,16 @@ class VmmThread:
         return await self._answer(result.exit)
 
     async def _answer(self, exit: UserExit) -> PageWrites | None:
-        if isinstance(exit, IoExit | MmioExit):
+        if isinstance(exit, ACCESSES):
+            await asyncio.sleep(0)
             return PageWrites(reply=bytes([FLOATING_BUS]) * exit.reply_length) if exit.reply_length else None
         if isinstance(exit, ShutdownExit | InternalErrorExit):
             raise _GuestEnded(exit.reason.kernel_name)
         if isinstance(exit, HltExit):
             self._woken.clear()
             await self._wait(self._woken)
+        else:
+            await asyncio.sleep(0)
         return None
 
     async def _wait(self, event: asyncio.Event) -> None:
