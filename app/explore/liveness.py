@@ -9,6 +9,7 @@ state where nobody can move repeats itself. An empty set proves the property.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,7 @@ def region(search: Search, words: Words, *, without: dict[int, int]) -> Region:
     if count > MAX_REGION:
         raise TooLargeError(f"loops are sought among at most {MAX_REGION} states, here are {count}")
     enabled = np.zeros((len(tables.threads), count), dtype=bool)
-    parts: list[tuple[Numbers, Numbers, NDArray[np.int8], NDArray[np.int64]]] = []
+    parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[np.int8], NDArray[Any]]] = []
     for begin in range(0, count, CHUNK):
         chunk = words[begin : begin + CHUNK]
         if tables.reduction is not None:

@@ -109,7 +109,7 @@ class Growing:
     """An integer array that grows at its end."""
 
     def __init__(self, dtype: Any) -> None:
-        self.data = np.zeros(1024, dtype=dtype)
+        self.data: NDArray[Any] = np.zeros(1024, dtype=dtype)
         self.size = 0
 
     def extend(self, values: list[int]) -> None:

@@ -21,3 +21,9 @@ def test_its_columns_fit_into_a_mail():
     drawn = PAGE.read_text().split("```")[1::2]
     assert drawn
     assert all(len(line) <= WIDTH for block in drawn for line in block.splitlines())
+
+
+def test_the_readme_shows_one_of_them():
+    drawn = PAGE.read_text().split("```\n")[1::2]
+    readme = (PAGE.parents[1] / "README.md").read_text()
+    assert any(block in readme for block in drawn)
