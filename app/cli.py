@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,8 @@ ENGINES = ("script", "x86", "kvm")
 
 def main() -> None:
     """The entry point: 0 done, 1 failed, 2 usage."""
+    if os.getpid() == 1:  # the first process of a container: the kernel has no default for SIGTERM there
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     app()
 
 

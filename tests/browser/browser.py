@@ -11,6 +11,7 @@ import time
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 START_S = 60
+NETWORK_CHANGED = "net::ERR_NETWORK_CHANGED"
 PATIENCE_S = 40  # far more than anything takes: a busy machine is no failure
 # The first is needed where tests run as root, the second where /dev/shm is small, as in a container.
 ARGUMENTS = ("--no-sandbox", "--disable-dev-shm-usage")
@@ -88,6 +89,16 @@ def browsing():
             yield browser
         finally:
             browser.close()
+
+
+def visit(page, url):
+    """Open the dashboard; again if a network interface came or went, at which Chromium drops what it loads."""
+    dropped = []
+    page.on("requestfailed", lambda request: dropped.append(request) if NETWORK_CHANGED in request.failure else None)
+    page.goto(url)
+    while dropped:
+        dropped.clear()
+        page.reload()
 
 
 def until(page, expression):
