@@ -13,6 +13,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "/tests/browser/" in str(item.path):
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(600))  # a browser on a busy machine is slow, not wrong
             if REASON:
                 item.add_marker(pytest.mark.skip(reason=REASON))
 

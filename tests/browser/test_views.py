@@ -42,7 +42,7 @@ def test_a_newcomer_sees_vcpus_move_and_finds_race_and_cure(context, server):
     page.click("#story-cure")
     until(page, "document.querySelector('#story-cure ~ .found').textContent.includes('no access was torn')")
     assert page.evaluate("kickstand.vm().torn") == torn
-    assert not page.is_visible("#story-run")
+    until(page, "document.querySelector('#story-run').hidden")
     page.click("#do-stop")
     page.wait_for_selector("#story-run")
     page.click("#story-run")
@@ -55,7 +55,7 @@ def test_a_newcomer_sees_vcpus_move_and_finds_race_and_cure(context, server):
     assert page.evaluate("[...kickstand.store.vms.keys()].join()") == "default"
     page.click("#story")
     until(page, "kickstand.vm()?.running === 4")
-    assert not page.is_visible("#story")
+    until(page, "document.querySelector('#story') === null")
 
 
 def test_a_server_in_use_is_left_alone(context, server):
