@@ -108,18 +108,19 @@ class X86Cpu:
             exit = emulator.deliver(event)
             if exit is not None:
                 return exit
-        wanted = events.interrupt is not None or bool(events.nmis) or self.window_requested
-        if wanted and self._state.shadow:
+        exit = self._inject_interrupt()
+        if exit is not None:
+            return exit
+        if (events.nmis or self.window_requested) and self._state.shadow:
             exit = emulator.step()
             if exit is not None:
                 return exit
-        exit = self._inject_nmi() or self._inject_interrupt()
+        exit = self._inject_nmi()
         if exit is not None:
             return exit
         if self.window_requested and self.interrupts_allowed:
             return WindowExit()
-        waiting = events.interrupt is not None or events.nmi_masked or self.window_requested
-        self._translator.watch_window(waiting)
+        self._translator.watch_window(events.nmi_masked or self.window_requested)
         return None
 
     def _inject_nmi(self) -> Exit | None:
@@ -131,8 +132,9 @@ class X86Cpu:
         return self._emulator.deliver(Event(NMI))
 
     def _inject_interrupt(self) -> Exit | None:
+        """Whoever queued it has looked at IF: ``interrupt.injected`` goes in at the next entry, whatever IF says."""
         events = self._emulator.events
-        if events.interrupt is None or not self.interrupts_allowed:
+        if events.interrupt is None:
             return None
         vector, events.interrupt = events.interrupt, None
         return self._emulator.deliver(Event(vector))
@@ -240,7 +242,7 @@ class X86Cpu:
     # -- events ----------------------------------------------------------------------------------------------
 
     def interrupt(self, vector: int) -> None:
-        """``kvm_queue_interrupt``: delivered when the guest allows it; replaces one that still waits."""
+        """``kvm_queue_interrupt``: delivered at the next entry; replaces one that still waits."""
         self._emulator.events.interrupt = vector
 
     def nmi(self) -> None:
