@@ -111,6 +111,8 @@ class Context:
         """Drop everything and be as at the start. EPERM unless the settings allow it."""
         if not self.settings.allow_reset:
             raise KvmError(errno.EPERM, "reset", "this server was started without --allow-reset")
+        if self._jobs is not None:
+            await self._jobs.clear()
         await self.registry.reset()
         await self._create_default()
 

@@ -1,7 +1,7 @@
 """Where event streams sleep, and the bytes they share.
 
-The log wakes the hub once, the hub wakes every stream that sleeps; however many events come before the loop
-turns, a stream wakes once and takes them all. Streams with the same view and position share the joined bytes.
+The log wakes the hub once, the hub wakes every stream that sleeps, at once after a pause and once a tick while events
+keep coming; a stream takes all there are. Streams with the same view and position share the joined bytes.
 """
 
 from __future__ import annotations
@@ -111,8 +111,10 @@ class Hub:
         self.gaps = 0  # told to slow readers so far
         self.closed = False
         self.history: History | None = None
-        self._sleepers: set[asyncio.Future[None]] = set()
-        self._armed = False
+        self.sleepers: set[Sleeper] = set()
+        self._armed = False  # the log will tell of the next event
+        self._waking = False  # the tick that wakes the sleepers is due
+        self._woke_at = 0.0
         self._shared: dict[tuple[View, Wire, int], tuple[bytes, int]] = {}
 
     def admit(self, limit: int) -> None:
@@ -125,29 +127,31 @@ class Hub:
         self.closed = True
         self._wake()
 
-    async def wait(self, seq: int, seconds: float) -> None:
-        """Sleep until there are events after ``seq``, the hub closes, or ``seconds`` have passed; always suspends."""
-        if self.log.seq > seq or self.closed:
-            await asyncio.sleep(0)
-            return
-        loop = asyncio.get_running_loop()
-        woken: asyncio.Future[None] = loop.create_future()
-        self._sleepers.add(woken)
-        if not self._armed:
+    def listen(self, seq: int) -> None:
+        """Wake the sleepers when there are events after ``seq``."""
+        if self.log.seq > seq:
+            self._notice()
+        elif not self._armed:
             self._armed = True
-            self.log.wake_at_next(self._wake)
-        timer = loop.call_later(max(seconds, 0), _set, woken)
-        try:
-            await woken
-        finally:
-            timer.cancel()
-            self._sleepers.discard(woken)
+            self.log.wake_at_next(self._notice)
+
+    def _notice(self) -> None:
+        self._armed = False
+        if not self._waking:
+            self._waking = True
+            loop = asyncio.get_running_loop()
+            due = self._woke_at + self.settings.tick_s
+            if due <= loop.time():
+                loop.call_soon(self._wake)
+            else:
+                loop.call_at(due, self._wake)
 
     def _wake(self) -> None:
-        self._armed = False
-        sleepers, self._sleepers = self._sleepers, set()
-        for woken in sleepers:
-            _set(woken)
+        self._waking = False
+        self._woke_at = asyncio.get_running_loop().time()
+        sleepers, self.sleepers = self.sleepers, set()
+        for sleeper in sleepers:
+            sleeper.wake()
 
     def chunk(self, view: View, wire: Wire, seq: int) -> tuple[bytes, int]:
         """The next events after ``seq`` as one piece, and the number of the last one looked at."""
@@ -195,9 +199,48 @@ class Hub:
         return "too_old" if self.history is None and self.behind(seq) else seq
 
 
-def _set(woken: asyncio.Future[None]) -> None:
-    if not woken.done():
-        woken.set_result(None)
+class Sleeper:
+    """One stream's bed. Its alarm is set once and not with every sleep; ``close`` takes it away."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self._woken: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._due = 0.0
+
+    async def wait(self, seq: int, due: float) -> None:
+        """Sleep until there are events after ``seq``, the hub closes, or it is ``due`` (loop time); always suspends."""
+        hub, loop = self.hub, asyncio.get_running_loop()
+        if hub.closed or hub.log.seq - seq >= CHUNK or due <= loop.time():
+            await asyncio.sleep(0)
+            return
+        self._due = due
+        if self._alarm is None:
+            self._alarm = loop.call_at(due, self._ring)
+        self._woken = loop.create_future()
+        hub.sleepers.add(self)
+        hub.listen(seq)
+        try:
+            await self._woken
+        finally:
+            hub.sleepers.discard(self)
+
+    def _ring(self) -> None:
+        loop = asyncio.get_running_loop()
+        early = self._due > loop.time()
+        self._alarm = loop.call_at(self._due, self._ring) if early else None
+        if not early:
+            self.wake()
+
+    def wake(self) -> None:
+        """End the sleep, if there is one."""
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
+    def close(self) -> None:
+        """The stream is over."""
+        if self._alarm is not None:
+            self._alarm.cancel()
 
 
 def encode(data: dict[str, Any]) -> bytes:

@@ -116,7 +116,7 @@ async def clear_dirty_log(
     kept = machine.vm.memslots.slots.get(slot)
     rest = max(0, kept.npages - asked.first_page) if kept else 0
     num_pages = rest if asked.num_pages is None else asked.num_pages
-    bits = range(num_pages) if asked.bits is None else asked.bits
+    bits = range(min(num_pages, rest)) if asked.bits is None else asked.bits  # the ioctl refuses more by itself
     await while_connected(request, machine.clear_dirty_log(slot, asked.first_page, num_pages, bits))
     return reply({"dirty_pages": sorted(machine.vm.memslots.dirty.get(slot, ()))})
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from pydantic import BaseModel
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -32,8 +32,14 @@ class Media:
 
     def response(self) -> dict[str, Any]:
         """The OpenAPI response object."""
-        content = {media_type: {"schema": {"type": "string"}} for media_type in self.types}
+        content = {media_type: {"schema": _schema(media_type)} for media_type in self.types}
         return {"description": self.description, "content": content}
+
+
+def _schema(media_type: str) -> dict[str, Any]:
+    if media_type == "application/json":
+        return {}
+    return {"type": "string"} | ({"format": "binary"} if media_type == "application/octet-stream" else {})
 
 
 STREAM = Media(
@@ -133,7 +139,7 @@ def _add(app: FastAPI, prefix: str, operation: Operation, tag: str) -> None:
         tags=[tag],
         status_code=operation.status,
         response_model=model,
-        response_class=Response if other or model is None else _Json,
+        response_class=Response if other or model is None else JSONResponse,  # for the schema: endpoints make their own
         responses=other,  # type: ignore[arg-type]  # the keys are statuses
         openapi_extra=operation.extra or None,
     )
@@ -150,9 +156,3 @@ class DirectRoute(Route):
         """Serve, and say which route it is, as the framework's own routes do."""
         scope["route"] = self
         await super().handle(scope, receive, send)
-
-
-class _Json(Response):
-    """For the schema: endpoints build their responses themselves."""
-
-    media_type = "application/json"

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.context import TheContext, TheMachine, context_of
-from app.api.hub import NDJSON, SSE, Hub, View, Wire, encode
+from app.api.hub import NDJSON, SSE, Hub, Sleeper, View, Wire, encode
 from app.api.operations import ROOT, STREAM, VCPU, VM, Operations
 from app.api.schemas import VcpuId
 from app.runtime.machine import Machine
@@ -123,6 +123,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self.stream = stream
         self.resume = resume
+        self.sending_since: float | None = None  # the loop's time at which a write that is not finished began
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the client goes, stops reading, or the server ends the stream."""
@@ -136,41 +137,62 @@ class EventStream(Response):
         writer = asyncio.create_task(self._write(send))
         watcher = asyncio.create_task(_until_disconnected(receive))
         try:
-            await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            if writer.done() and isinstance(writer.exception(), TimeoutError):
-                await _abort(scope, watcher)
+            while not await self._ended(writer, watcher):
+                if self._stuck:
+                    writer.cancel()
+                    await _abort(scope, watcher)
+                    break
         finally:
             writer.cancel()
             watcher.cancel()
             ended = await asyncio.gather(writer, watcher, return_exceptions=True)
         for outcome in ended:
-            if isinstance(outcome, Exception) and not isinstance(outcome, TimeoutError):
+            if isinstance(outcome, Exception):
                 raise outcome
 
+    async def _ended(self, *tasks: asyncio.Task[None]) -> bool:
+        """Wait for one of the tasks, for as long as a write may take."""
+        limit = self.stream.hub.settings.write_timeout_s
+        done, _ = await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
+
+    @property
+    def _stuck(self) -> bool:
+        limit = self.stream.hub.settings.write_timeout_s
+        return self.sending_since is not None and asyncio.get_running_loop().time() - self.sending_since >= limit
+
     async def _write(self, send: Send) -> None:
-        stream, settings, loop = self.stream, self.stream.hub.settings, asyncio.get_running_loop()
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await self._send(send, stream.opening(self.resume))
-        async for past in stream.replay():
-            await self._send(send, past)
-        sent_at = loop.time()
+        sleeper = Sleeper(self.stream.hub)
+        try:
+            await self._send(send, self.stream.opening(self.resume))
+            async for past in self.stream.replay():
+                await self._send(send, past)
+            await self._follow(send, sleeper)
+        finally:
+            sleeper.close()
+
+    async def _follow(self, send: Send, sleeper: Sleeper) -> None:
+        stream, loop = self.stream, asyncio.get_running_loop()
+        heartbeat_s = stream.hub.settings.heartbeat_s
+        due = loop.time() + heartbeat_s
         while True:
-            await stream.hub.wait(stream.seq, sent_at + settings.heartbeat_s - loop.time())
+            await sleeper.wait(stream.seq, due)
             ending = stream.ending
             data = stream.following()
             if ending and stream.seq == stream.hub.log.seq:
                 await self._send(send, data + stream.bye(), more=False)
                 return
-            if not data and loop.time() >= sent_at + settings.heartbeat_s:
+            if not data and loop.time() >= due:
                 data = stream.wire.heartbeat(stream.seq)
             if data:
                 await self._send(send, data)
-                sent_at = loop.time()
-            await asyncio.sleep(settings.tick_s)
+                due = loop.time() + heartbeat_s
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        async with asyncio.timeout(self.stream.hub.settings.write_timeout_s):
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+        self.sending_since = asyncio.get_running_loop().time()
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+        self.sending_since = None
 
 
 async def _until_disconnected(receive: Receive) -> None:

@@ -38,7 +38,7 @@ class Format(StrEnum):
 
 TheFormat = Annotated[Format, Query(alias="format", description="perfetto, chrome (trace event JSON), ftrace, script.")]
 Limit = Annotated[int, Query(ge=1, le=LARGEST, description="Only the newest events.")]
-FILE = Media("The trace.", ("application/json", "text/plain", "application/octet-stream"))
+FILE = Media("The trace.", ("application/json", "application/x-ndjson", "text/plain", "application/octet-stream"))
 
 
 @router.get("/trace", answer=FILE)

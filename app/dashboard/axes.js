@@ -51,7 +51,7 @@ export function drawGaps(stage, bottom, gaps, now) {
 /** The axis, with its zero at a time that has a name. */
 export function drawAxis(stage, y, zero, name) {
   const { context, left, right, start, end, colours } = stage;
-  const step = niceStep((end - start) / 6);
+  const step = niceStep((end - start) / Math.min(6, (right - left) / 90));
   context.strokeStyle = colours.line;
   context.fillStyle = colours.soft;
   context.font = "11px system-ui, sans-serif";

@@ -131,7 +131,8 @@ async function start() {
     const { login } = await import("./session.js");
     return login(document.querySelector("#banner"), admitted);
   }
-  app.info = get("/kvm");
+  // What newcomers wait for goes first: the server takes a while to say what it has.
+  app.info = begin(app, address).then(() => get("/kvm"));
   controls(document.querySelector("#controls"), app);
   notices(document.querySelector("#banner"), app);
   installKeys(app);
@@ -139,7 +140,6 @@ async function start() {
   choose();
   await route();
   if (url.get("tour")) void startTour(Number(url.get("tour")) - 1);
-  begin(app, address);
   live.keepFresh(() => runner.current);
   speak();
 }

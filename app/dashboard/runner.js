@@ -123,7 +123,9 @@ export class Runner {
     const vm = this.store.vms.get(asked.name);
     this.page.select(asked.name);
     if (vm && !vm.slots.length && !(await this.run("load", { vm: asked.name, form: asked }))) return false;
-    return vm?.running ? true : this.run("start", { vm: asked.name, form: asked });
+    if (vm?.running) return true;
+    if (vm?.kicked && !(await this.run("resume", { vm: asked.name }))) return false; // the server brought it back from its journal
+    return this.run("start", { vm: asked.name, form: asked });
   }
 
   /** Get rid of a VM without a question; nothing happens if there is none. */

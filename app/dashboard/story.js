@@ -15,24 +15,25 @@ const STEPS = [
   {
     title: "Four vCPUs run",
     text: "Each is a thread of the VMM that calls KVM_RUN. Green: it executes guest code, which reads the page m2 over and over. A flash: it left the guest, for a device.",
-    found: (vm) => `${count(vm.total("entries"))} guest entries so far`,
+    id: "story-run", label: (vm) => (vm.running ? "" : "Let them run"), press: (app) => app.runner.story(),
+    found: (vm) => (vm.kicked ? "Kicked now: see step 3." : `${count(vm.total("entries"))} guest entries so far`),
   },
   {
     title: "The race",
     text: "The VMM makes one memory slot of m1 and m2. KVM can only delete and create: for a moment m2 is nowhere, and a read of it finds a hole.",
-    id: "story-race", label: () => "Merge and split, ten times", action: () => "rounds-none",
+    id: "story-race", label: () => "Merge and split, ten times", press: (app) => app.runner.run("rounds-none", { form: ROUNDS }),
     found: (vm, results) => result(results, "rounds-none"),
   },
   {
     title: "What a kick does",
     text: "It sets a bit on every vCPU, gets each out of KVM_RUN, and returns when the last is out. Until the resume KVM_RUN answers EINTR at once: nobody looks at memory.",
-    id: "story-kick", label: (vm) => (vm.kicked ? "Resume" : "Kick"), action: (vm) => (vm.kicked ? "resume" : "kick"),
-    found: (vm, results) => (vm.kicked ? `${result(results, "kick")}. ${plural(vm.total("eintr"), "time")} EINTR so far` : result(results, "resume")),
+    id: "story-kick", label: (vm) => (vm.kicked ? "Resume" : "Kick"), press: (app) => app.runner.run(app.vm().kicked ? "resume" : "kick"),
+    found: (vm, results) => (vm.kicked ? [result(results, "kick"), `${plural(vm.total("eintr"), "time")} EINTR so far`].filter(Boolean).join("; ") : result(results, "resume")),
   },
   {
     title: "The cure",
     text: "The same changes, each between a kick and a resume. Every vCPU is outside while m2 is gone, and the guest notices nothing.",
-    id: "story-cure", label: () => "The same inside kicks", action: () => "rounds-kick",
+    id: "story-cure", label: () => "The same inside kicks", press: (app) => app.runner.run("rounds-kick", { form: ROUNDS }),
     found: (vm, results) => result(results, "rounds-kick"),
   },
 ];
@@ -51,19 +52,18 @@ export function told(app) {
 }
 
 /** Begin by itself where that can disturb nobody: the page was opened without a wish, and nothing has ever run. */
-export function begin(app, address) {
+export async function begin(app, address) {
   const wished = address.length > 1 || document.hidden || localStorage.getItem(NAME) === "off";
   const used = [...app.store.vms.values()].some((vm) => vm.id !== "default" || !vm.pristine);
   if (wished || used) return;
   const once = (lock) => lock && app.runner.story();
-  if (navigator.locks) void navigator.locks.request(NAME, { ifAvailable: true }, once);
-  else void once(true);
+  await (navigator.locks ? navigator.locks.request(NAME, { ifAvailable: true }, once) : once(true));
 }
 
 /** The bar with the steps. */
 export function story(app) {
   const rows = STEPS.map((step) => {
-    const button = step.id ? el("button", { type: "button", class: "primary", id: step.id, onclick: () => app.runner.run(step.action(app.vm()), { form: ROUNDS }) }) : null;
+    const button = el("button", { type: "button", class: "primary", id: step.id, onclick: () => void step.press(app) });
     const found = el("p", { class: "found" });
     return { step, button, found, node: el("li", {}, el("h2", {}, step.title), el("p", {}, step.text), button, found) };
   });
@@ -71,7 +71,7 @@ export function story(app) {
   const remove = el("button", { class: "small", id: "story-end", onclick: () => (hide(), void app.runner.discard(STORY.name)) }, "Stop and remove it");
   const node = el("section", { class: "notice telling", "aria-label": "The story" },
     el("ol", {}, rows.map((row) => row.node)),
-    el("p", { class: "about" }, `The VM ${STORY.name} is this page's example; nothing else is touched. `, remove, " ",
+    el("p", { class: "about" }, `The VM ${STORY.name} is this page's example and keeps a core busy while it runs; nothing else is touched. `, remove, " ",
       el("button", { class: "small", id: "story-hide", onclick: hide }, "Hide this"), " ",
       el("button", { class: "small", onclick: () => app.startTour() }, "The same slowly: the tour")));
   return {
@@ -79,8 +79,8 @@ export function story(app) {
     tell(vm) {
       for (const { step, button, found } of rows) {
         say(found, step.found(vm, app.runner.results));
-        if (!button) continue;
         say(button, step.label(vm));
+        button.hidden = !button.textContent;
         button.setAttribute("aria-disabled", String(app.runner.busy > 0));
       }
     },

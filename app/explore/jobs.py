@@ -98,6 +98,11 @@ class Jobs:
         await self._end(job)
         self.jobs.pop(job.id, None)
 
+    async def clear(self) -> None:
+        """End and forget every job."""
+        for job in tuple(self.jobs.values()):
+            await self.remove(job)
+
     async def close(self) -> None:
         """End every job."""
         for job in tuple(self.jobs.values()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from app.core.atomics import Shared, atomic, choose, preempt
 from app.core.errors import KvmError
@@ -24,7 +24,7 @@ from app.core.guest import (
     RetryExit,
     WindowExit,
 )
-from app.core.uapi import PAGE_SIZE
+from app.core.uapi import KVM_SREGS, PAGE_SIZE
 
 if TYPE_CHECKING:
     from app.core.vcpu import Vcpu
@@ -185,6 +185,10 @@ def pieces(gpa: int, size: int) -> Iterator[Piece]:
         offset += here
 
 
+def _no_sregs() -> dict[str, object]:
+    return cast("dict[str, object]", KVM_SREGS.unpack(bytes(KVM_SREGS.size)))
+
+
 class ScriptGuest:
     """One vCPU's script. Registers are stored and given back; ``rip`` is the index of the next step."""
 
@@ -306,6 +310,7 @@ class ScriptGuest:
             answer = await self.touch(vcpu, step, piece)
             if isinstance(answer, MmioExit) and piece.gpa > pending.phys_addr:
                 return answer
+        await self.position.set(self.after((at - 1) % len(self.program)))  # through jumps, now that it is finished
         return None
 
     def kick(self) -> None:
@@ -342,8 +347,8 @@ class ScriptGuest:
         self.position.at = rip
 
     def special_registers(self) -> dict[str, object]:
-        """What was stored."""
-        return dict(self.special)
+        """What was stored, zeros else."""
+        return {**_no_sregs(), **self.special}
 
     def set_special_registers(self, changes: Mapping[str, object]) -> None:
         """Store values."""

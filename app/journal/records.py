@@ -42,13 +42,19 @@ class Recorder:
         self._stamps: dict[int, object] = {}
         self._programs: dict[int, object] = {}
         self._slots: object = None
+        self._switches = asdict(machine.vm.switches)
 
     def changed(self, vcpu_id: int | None = None, *, counters: bool = False) -> dict[str, bytes]:
-        """The parts that differ from what was last returned; ``vcpu_id`` has changed in ways that show no stamp."""
+        """The parts that differ from what was last returned.
+
+        ``vcpu_id`` names the only vCPU that a call was about, which may have changed in ways that show no stamp; what
+        others have done meanwhile is not the call's to keep.
+        """
         parts = {"vm": encode(self._vm())}
         self._add_slots(parts)
-        for vcpu in self.machine.vm.vcpus.values():
-            self._add_vcpu(parts, vcpu, asked=vcpu.id == vcpu_id)
+        about = self.machine.vm.vcpus.get(vcpu_id) if vcpu_id is not None else None
+        for vcpu in self.machine.vm.vcpus.values() if about is None else (about,):
+            self._add_vcpu(parts, vcpu, asked=vcpu is about)
         if counters:
             vcpus = self.machine.vm.vcpus.values()
             parts["counters"] = encode({vcpu.id: astuple(vcpu.watched.counters) for vcpu in vcpus})
@@ -66,7 +72,7 @@ class Recorder:
             "engine": machine.engine,
             "mode": machine.mode,
             "irqchip": vm.irqchip,
-            "switches": asdict(vm.switches),
+            "switches": self._switches,
             "seed": machine.seed,
             "kick_id": machine.kick_id,
             "window": vm.variant.saved(machine.unsettled),
@@ -119,7 +125,9 @@ class Recorder:
 
 
 def _running(machine: Machine) -> bool:
-    """A guest runs or is about to: what it writes from now on is not in this record."""
+    """A guest runs or is about to, and its writes are logged: those from now on are not in this record."""
+    if not machine.vm.memslots.dirty:
+        return False
     outside = (VcpuState.USER, VcpuState.WAITING)
     if any(vcpu.watched.state not in outside for vcpu in machine.vm.vcpus.values()):
         return True

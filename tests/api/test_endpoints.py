@@ -146,7 +146,7 @@ async def test_special_registers_overlay_within_segments_too(client, vm):
     path = f"{vm}/vcpu/0/sregs"
     await client.put(path, json={"cs": {"base": "0x1000", "limit": 65535}, "cr0": 1})
     answer = (await client.put(path, json={"cs": {"selector": "0x8"}})).json()
-    assert answer["cs"] == {"base": "0x1000", "limit": 65535, "selector": 8}
+    assert {"base": "0x1000", "limit": 65535, "selector": 8, "type": 0}.items() <= answer["cs"].items()
     assert answer["cr0"] == "0x1"
     problem = assert_problem(await client.put(path, json={"cs": {"colour": 1}}), 422, "EINVAL")
     assert problem["errors"][0]["pointer"] == "/cs/colour"

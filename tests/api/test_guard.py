@@ -70,6 +70,54 @@ async def test_a_page_of_another_origin_cannot_kick(server, client, origin, site
         assert_problem(response, 403, "EACCES")
 
 
+HOSTS = {"own": True, "localhost": True, "evil.example": False, "own.evil.example": False}
+PAGES = {None: True, "own": True, "null": False, "http://evil.example": False, "rebound": False}
+TOKENS = {f"Bearer {TOKEN}": True, "Bearer guess": False, None: False}
+TYPES = {
+    "application/json": 200,
+    "application/problem+json": 200,
+    None: 415,
+    "text/plain": 415,
+    "application/x-www-form-urlencoded": 415,
+    "multipart/form-data; boundary=x": 415,
+}
+
+
+@pytest.mark.slow
+async def test_host_origin_token_and_content_type_all_have_to_be_right(token_file):
+    """``rebound``: the page's name resolves to this machine, so that its origin and the Host header agree."""
+    async with live(token_file=token_file) as server, server.client() as client:
+        for host, page, token, kind in itertools.product(HOSTS, PAGES, TOKENS, TYPES):
+            name = {"own": f"127.0.0.1:{server.port}", "localhost": f"localhost:{server.port}"}.get(host, host)
+            origin = {"own": f"http://{name}", "rebound": "http://evil.example"}.get(page, page)
+            given = {"Host": name, "Origin": origin, "Authorization": token, "Content-Type": kind}
+            headers = {key: value for key, value in given.items() if value is not None}
+            response = await client.post("/vm/kick", content=b'{"timeout_ms": 1000}', headers=headers)
+            wanted = 403 if not (HOSTS[host] and PAGES[page]) else 401 if not TOKENS[token] else TYPES[kind]
+            assert response.status_code == wanted, (host, page, token, kind, response.text)
+            if wanted != 200:
+                assert_problem(response, wanted, "EINVAL" if wanted == 415 else "EACCES")
+        assert server.registry.get("default").kick_id == 1  # the first of those that were right opened the window
+
+
+@pytest.mark.parametrize("path", ["/vm/kick", "/vm/resume", "/vm/snapshot", "/reset", "/vcpu/0/run", "/vm/script"])
+async def test_a_form_of_another_site_changes_nothing(client, path):
+    headers = {
+        "Origin": "http://evil.example",
+        "Sec-Fetch-Site": "cross-site",
+        "Content-Type": "application/x-www-form-urlencoded",
+    }
+    assert_problem(await client.post(path, headers=headers, content=b""), 403, "EACCES")
+    assert_problem(await client.post(path, headers=headers, content=b"a=b"), 403, "EACCES")
+
+
+async def test_a_page_whose_name_was_rebound_to_this_machine_reads_nothing(server, client):
+    host = f"evil.example:{server.port}"
+    headers = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
+    for method, path in (("GET", "/vm"), ("GET", "/events"), ("POST", "/vm/kick"), ("GET", "/"), ("GET", "/healthz")):
+        assert_problem(await client.request(method, path, headers=headers), 403, "EACCES")
+
+
 async def test_reading_is_not_subject_to_the_origin_check_except_where_it_changes_something(client):
     headers = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
     response = await client.get("/vm", headers=headers)

@@ -152,3 +152,11 @@ async def test_the_dirty_log_tells_each_page_once(client, vm, memory):
     assert (await client.post(f"{vm}/dirty-log/0/clear")).json() == {"dirty_pages": []}
     assert_problem(await client.get(f"{vm}/dirty-log/1"), 404, "ENOENT")
     assert_problem(await client.post(f"{vm}/dirty-log/0/clear", json={"first_page": 1}), 422, "EINVAL")
+
+
+@pytest.mark.parametrize("slot", [0, 7])
+async def test_clearing_more_pages_than_any_slot_has_is_refused_without_counting_them(client, vm, memory, slot):
+    region = {"flags": 1, "guest_phys_addr": 0, "memory_size": 4096, "userspace_addr": memory}
+    await client.put(f"{vm}/memory-regions/0", json=region)
+    answer = await client.post(f"{vm}/dirty-log/{slot}/clear", json={"num_pages": (1 << 32) - 1})
+    assert answer.status_code in (404, 422), answer.text

@@ -1,10 +1,14 @@
 """KVM_RUN as a long poll: who ends it, what it answers, and that nothing stays behind."""
 
 import asyncio
+import json
+import re
 
 import pytest
+import pytest_asyncio
 
 from app.core.trace import VcpuState
+from app.main import _raise_file_limit
 from tests.api.live import assert_problem, live, until
 
 
@@ -117,43 +121,72 @@ async def test_a_departed_client_that_waited_for_the_mutex_leaves_the_run_inside
     await first
 
 
-@pytest.mark.slow
-async def test_two_hundred_parked_runs_answer_one_kick(server, client):
-    machine = await server.registry.create("crowd", vcpus=200)
-    try:
-        before = len(asyncio.all_tasks())
-        tasks = [asyncio.create_task(client.post(f"/vms/crowd/vcpu/{n}/run")) for n in range(200)]
+class Crowd:
+    """Clients with a socket each, all parked in KVM_RUN of a vCPU of their own."""
+
+    def __init__(self, vm, size):
+        self.vm = vm
+        self.size = size
+        self.links = []
+
+    async def park(self, server, machine):
+        _raise_file_limit()
+        for number in range(self.size):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            path = f"/vms/{self.vm}/vcpu/{number}/run"
+            writer.write(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+            self.links.append((reader, writer))
         await until(lambda: all(v.watched.state is VcpuState.GUEST for v in machine.vm.vcpus.values()), "all park")
-        kick = (await client.post("/vms/crowd/kick")).json()
-        answers = [task.json() for task in await asyncio.gather(*tasks)]
-        assert kick["vcpus_stopped"] == 200
-        assert {(a["errno"], a["cause"], a["kick_id"]) for a in answers} == {
-            ("EINTR", "userspace_kick", kick["kick_id"])
-        }
-        assert at_rest(machine)()
-        await until(lambda: len(asyncio.all_tasks()) <= before + 1, "every task ends")
-    finally:
-        await server.registry.destroy("crowd")
+
+    async def answers(self):
+        """What each was told."""
+        async with asyncio.timeout(20):
+            heads = [await reader.readuntil(b"\r\n\r\n") for reader, _ in self.links]
+            assert all(head.startswith(b"HTTP/1.1 200") for head in heads)
+            lengths = [int(re.search(rb"content-length: (\d+)", head)[1]) for head in heads]
+            links = zip(self.links, lengths, strict=True)
+            return [json.loads(await reader.readexactly(length)) for (reader, _), length in links]
+
+    def abort(self):
+        """All sockets at once."""
+        for _, writer in self.links:
+            writer.transport.abort()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def crowd(server):
+    """A thousand clients parked in KVM_RUN, and their machine; in the end nothing of them is left in the server."""
+    machine = await server.registry.create("crowd", vcpus=1_000)
+    tasks, connections = len(asyncio.all_tasks()), len(server.server.server_state.connections)
+    here = Crowd("crowd", 1_000)
+    await here.park(server, machine)
+    yield here, machine
+    here.abort()
+    await until(lambda: len(server.server.server_state.connections) <= connections, "every connection ends")
+    await until(lambda: len(asyncio.all_tasks()) <= tasks + 1, "every task ends")
+    assert at_rest(machine)()
+    assert machine.vm.variant.memory_transaction.readers == 0
+    assert not any(vcpu.task.signal for vcpu in machine.vm.vcpus.values())
+    await server.registry.destroy("crowd")
 
 
 @pytest.mark.slow
-async def test_a_storm_of_disconnects_releases_every_read_side(server):
-    machine = await server.registry.create("storm", vcpus=100)
-    try:
-        writers = []
-        for n in range(100):
-            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(
-                f"POST /vms/storm/vcpu/{n}/run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode()
-            )
-            writers.append(writer)
-        await until(lambda: machine.vm.variant.memory_transaction.readers == 100, "all park")
-        for writer in writers:
-            writer.transport.abort()
-        await until(at_rest(machine), "all leave")
-        assert machine.vm.variant.memory_transaction.readers == 0
-    finally:
-        await server.registry.destroy("storm")
+async def test_a_thousand_clients_parked_in_kvm_run_are_answered_by_one_kick(client, crowd):
+    clients, _ = crowd
+    kick = (await client.post("/vms/crowd/kick")).json()
+    answers = await clients.answers()
+    assert kick["vcpus_stopped"] == 1_000
+    assert {(a["errno"], a["cause"], a["kick_id"]) for a in answers} == {("EINTR", "userspace_kick", kick["kick_id"])}
+
+
+@pytest.mark.slow
+async def test_a_thousand_clients_that_vanish_at_once_leave_nothing_behind(client, crowd):
+    clients, machine = crowd
+    assert machine.vm.variant.memory_transaction.readers == 1_000
+    clients.abort()
+    await until(at_rest(machine), "all leave")
+    kick = (await client.post("/vms/crowd/kick")).json()
+    assert kick["vcpus_stopped"] == 0
 
 
 async def test_destroying_the_vm_ends_parked_runs_with_eio(client, machine, vm):

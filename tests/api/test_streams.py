@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import resource
 import socket
+from pathlib import Path
 
 import pytest
 
+from app.api.hub import SSE, Sleeper, View
 from app.settings import Limits, StreamSettings
 from tests.api.live import assert_problem, events, live, until
 
@@ -166,6 +169,29 @@ async def test_a_slow_reader_gets_one_gap_with_the_count_and_a_snapshot_and_slow
         assert server.context.hub.gaps == 1
 
 
+def resident():
+    """Bytes of memory this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.slow
+async def test_a_reader_that_stalls_while_thirty_megabytes_pass_costs_little_memory_and_gets_one_gap():
+    async with live(streams=StreamSettings(tick_s=0)) as server:  # it falls behind by not reading, by nothing else
+        log = server.registry.log
+        deaf = Deaf(server.port, "/vm/events")
+        await until(lambda: server.context.hub.streams == 1)
+        await flood(server, log.capacity + 1_000, size=100)  # fills the ring, and what the kernel takes
+        before = resident()
+        await flood(server, 200_000, size=100)
+        assert resident() - before < 8 << 20
+        reading = asyncio.create_task(deaf.read_until(b"kvm_last"))
+        await until(lambda: server.context.hub.gaps, "the gap")
+        log.emit("default", "kvm_last", None, {})
+        names = [event["event"] for event in await reading]
+        assert names.count("gap") == 1
+        assert names[names.index("gap") + 1] == "snapshot"
+
+
 @pytest.mark.slow
 async def test_a_reader_that_never_reads_is_cut_off_and_frees_its_place():
     async with live(streams=StreamSettings(write_timeout_s=0.05)) as server:
@@ -226,10 +252,8 @@ async def test_more_streams_than_the_limit_are_refused():
 
 
 async def test_a_burst_wakes_a_reader_once_and_is_encoded_once(server):
-    from app.api.hub import SSE, View
-
     hub, log = server.context.hub, server.registry.log
-    waiting = asyncio.create_task(hub.wait(log.seq, 10))
+    waiting = asyncio.create_task(Sleeper(hub).wait(log.seq, asyncio.get_running_loop().time() + 10))
     await asyncio.sleep(0)
     seq = log.seq
     for _ in range(10):
@@ -247,5 +271,5 @@ async def test_waiting_always_suspends_even_when_events_are_there(server):
     log.emit("x", "kvm_test", None, {})
     turns = []
     asyncio.get_running_loop().call_soon(turns.append, 1)
-    await server.context.hub.wait(0, 10)
+    await Sleeper(server.context.hub).wait(0, asyncio.get_running_loop().time() + 10)
     assert turns

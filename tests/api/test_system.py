@@ -115,7 +115,9 @@ async def test_reset_brings_back_the_start_and_only_where_it_is_allowed():
     async with live(allow_reset=True, vcpus=1) as server, server.client() as client:
         await client.post("/vms", json={"id": "other"})
         await client.post("/vcpu", json={"id": 7})
+        assert (await client.post("/explorations", json={"variants": ["sticky"]})).status_code == 202
         assert (await client.post("/reset")).status_code == 204
+        assert (await client.get("/explorations")).json() == {"explorations": []}
         vms = (await client.get("/vms")).json()["vms"]
         assert [(vm["id"], [vcpu["id"] for vcpu in vm["vcpus"]]) for vm in vms] == [("default", [0])]
 

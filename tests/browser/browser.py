@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 START_S = 60
+NETWORK_CHANGED = "net::ERR_NETWORK_CHANGED"
 PATIENCE_S = 40  # far more than anything takes: a busy machine is no failure
 # The first is needed where tests run as root, the second where /dev/shm is small, as in a container.
 ARGUMENTS = ("--no-sandbox", "--disable-dev-shm-usage")
@@ -88,6 +90,21 @@ def browsing():
             yield browser
         finally:
             browser.close()
+
+
+def visit(page, url):
+    """Open the dashboard; again if a network interface came or went, at which Chromium drops what it loads."""
+    dropped = []
+    page.on("requestfailed", lambda request: dropped.append(request) if NETWORK_CHANGED in request.failure else None)
+    page.goto(url)
+    while dropped:
+        dropped.clear()
+        page.reload()
+
+
+def audit(page):
+    """The page's accessibility faults."""
+    return page.evaluate((Path(__file__).parent / "audit.js").read_text())
 
 
 def until(page, expression):

@@ -4,7 +4,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.browser.browser import browsing, missing, serving, until
+from tests.browser.browser import NETWORK_CHANGED, browsing, missing, serving, until, visit
 
 REASON = missing()
 
@@ -43,7 +43,7 @@ class Watch:
         context.on("response", self._response)
 
     def _console(self, message):
-        if message.type in ("error", "warning"):
+        if message.type in ("error", "warning") and NETWORK_CHANGED not in message.text:
             self.complaints.append(f"{message.text} at {message.location.get('url')}")
 
     def _response(self, response):
@@ -73,7 +73,7 @@ def context(chromium, server):
 def page(context, server):
     """The dashboard, with its stream open. Its address names a view, so that the story does not begin by itself."""
     made = context.new_page()
-    made.goto(f"{server.url}#view=overview")
+    visit(made, f"{server.url}#view=overview")
     until(made, "window.kickstand?.live.status === 'live' && kickstand.info !== null")
     until(made, "document.querySelector('#do-kick') !== null")
     return made

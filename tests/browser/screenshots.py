@@ -10,18 +10,24 @@ from tests.browser.browser import browsing, missing, serving, until
 from tests.browser.palette import pack
 
 SIZE = {"width": 1260, "height": 800}
-MOST = 80_000  # bytes of one picture
+TALL = {"width": 1260, "height": 1180}
+# Enough vCPUs that the fleet is one.
+FLEET = """(async () => {
+    const form = { name: 'fleet', vcpus: 60, guest: 'mixed', variant: 'sticky', engine: 'script', irqchip: true };
+    for (const action of ['create', 'load', 'start']) await kickstand.runner.run(action, { vm: 'fleet', form });
+})()"""
+MOST = 100_000  # bytes of one picture
 COLOURS = (255, 128, 64, 32, 16)
 
 
 def scene(page, url):
-    """The story, a torn merge, and a merge inside a kick."""
+    """The story, torn merges, and a merge inside a kick."""
     page.goto(url)
-    page.click("#story")
     until(page, "kickstand.vm()?.running === 4")
     page.wait_for_timeout(2500)
-    page.evaluate("kickstand.runner.run('rounds-none', { form: { rounds: 2 } })")
+    page.click("#story-race")
     until(page, "kickstand.vm().torn > 0 && !kickstand.runner.busy")
+    page.wait_for_timeout(700)
     page.evaluate("kickstand.runner.run('merge-kick')")
     until(page, "kickstand.runner.results.get('merge-kick') && !kickstand.runner.busy")
     page.wait_for_timeout(600)
@@ -32,15 +38,22 @@ def views(page):  # noqa: PLR0915  a walk through the page, in order
 
     def show(name):
         page.click(f"nav a[data-view={name}]")
+        page.mouse.move(640, 2)  # nothing is to look pointed at
         page.wait_for_timeout(500)
 
+    page.set_viewport_size(TALL)
     show("overview")
-    page.evaluate("scrollTo(0, 0)")
     yield "overview"
+    page.set_viewport_size(SIZE)
+    page.evaluate(FLEET)
     show("fleet")
     yield "fleet"
     show("table")
+    page.click(".vcpus thead button >> text=Exits")
+    page.click(".vcpus thead button >> text=Exits")
+    page.wait_for_timeout(500)
     yield "table"
+    page.evaluate("kickstand.runner.discard('fleet').then(() => kickstand.select('demo'))")
     show("memory")
     torn = page.evaluate("kickstand.vm().episodes.findLast((episode) => episode.torn.length).number")
     page.select_option("#main select", str(torn))
@@ -56,20 +69,20 @@ def views(page):  # noqa: PLR0915  a walk through the page, in order
     yield "timeline"
     show("lock")
     page.select_option("#lock-episode", str(kick))
-    for _ in range(7):
+    for _ in range(4):
         page.locator("#main button", has_text="Step →").click()
     page.wait_for_timeout(400)
     yield "semaphore"
     show("explorer")
     page.wait_for_selector("#explore")
     page.click("#explore")
-    page.wait_for_selector("td[data-verdict=holds]", timeout=5000)
-    page.wait_for_timeout(2600)
-    page.click("td[data-verdict=violated] button >> nth=0")
-    page.locator("#main .counterexample button", has_text="Step →").click(click_count=9)
-    page.evaluate("scrollTo(0, 330)")
-    page.wait_for_timeout(300)
+    until(page, "document.querySelector('#main .story').textContent.startsWith('done')")
     yield "explorer"
+    page.click("td[data-verdict=violated] button >> nth=1")
+    page.locator("#main .counterexample button", has_text="Step →").click(click_count=20)
+    page.evaluate("scrollBy(0, document.querySelector('.counterexample').getBoundingClientRect().top - 90)")
+    page.wait_for_timeout(300)
+    yield "counterexample"
     show("journal")
     yield "journal"
     page.evaluate("kickstand.runner.run('kick')")

@@ -5,17 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.browser import until
+from tests.browser.browser import audit, until, visit
 from tests.browser.test_views import VIEWS, open_view
 
 # axe-core is used where it is (npm install --prefix DIR axe-core); the audit below is always made.
 AXE = os.environ.get("KICKSTAND_AXE", "")
-
-AUDIT = (Path(__file__).parent / "audit.js").read_text()
-
-
-def audit(page):
-    return page.evaluate(AUDIT)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -48,7 +42,7 @@ def axe(page):
 def test_at_200_percent_nothing_is_cut_off(context, server):
     page = context.new_page()
     page.set_viewport_size({"width": 640, "height": 450})  # what 1280 by 900 is at 200 %
-    page.goto(f"{server.url}#view=overview")
+    visit(page, f"{server.url}#view=overview")
     until(page, "document.querySelector('#do-kick') !== null && kickstand.live.status === 'live'")
     page.evaluate("kickstand.runner.story()")
     until(page, "kickstand.vm()?.running === 4")

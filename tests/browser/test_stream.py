@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.browser import eventually, serving, until
+from tests.browser.browser import eventually, serving, until, visit
 
 
 def tabs(context, server, number):
     opened = []
     for _ in range(number):
         page = context.new_page()
-        page.goto(f"{server.url}#view=overview")
+        visit(page, f"{server.url}#view=overview")
         until(page, "window.kickstand?.live.status === 'live' && document.querySelector('#do-kick') !== null")
         opened.append(page)
     return opened
@@ -77,7 +77,7 @@ def test_silence_for_two_heartbeats_greys_the_page(chromium):
         context = chromium.new_context()
         page = context.new_page()
         page.clock.install()
-        page.goto(server.url)
+        visit(page, server.url)
         until(page, "window.kickstand?.live.status === 'live'")
         server.pause()
         try:
@@ -101,7 +101,7 @@ def test_a_token_is_exchanged_for_a_session_once(chromium, tmp_path):
     with serving("--token-file", str(token)) as server:
         context = chromium.new_context()
         page = context.new_page()
-        page.goto(server.url)
+        visit(page, server.url)
         until(page, "window.kickstand?.live.status === 'live'")
         assert "code" not in page.url
         until(page, "document.querySelector('#do-kick ~ details .line')?.textContent.includes('KICKSTAND_TOKEN')")

@@ -2,7 +2,7 @@
 
 from urllib.request import Request, urlopen
 
-from tests.browser.browser import until
+from tests.browser.browser import audit, until, visit
 
 # Guest and halted, as painted.
 BOTH_COLOURS = """(() => {
@@ -27,7 +27,7 @@ def text(page, selector="#main"):
 def test_a_newcomer_sees_vcpus_move_and_finds_race_and_cure(context, server):
     page = context.new_page()
     page.emulate_media(reduced_motion="no-preference")
-    page.goto(server.url)
+    visit(page, server.url)
     until(page, "kickstand.vm()?.id === 'demo' && kickstand.vm().total('exits') > 1")
     until(page, "document.querySelector('#main canvas')?.getAttribute('aria-label').includes('4 vCPUs of demo')")
     assert "the story" in page.get_by_role("region", name="The story").get_attribute("aria-label").lower()
@@ -42,10 +42,15 @@ def test_a_newcomer_sees_vcpus_move_and_finds_race_and_cure(context, server):
     page.click("#story-cure")
     until(page, "document.querySelector('#story-cure ~ .found').textContent.includes('no access was torn')")
     assert page.evaluate("kickstand.vm().torn") == torn
+    assert not page.is_visible("#story-run")
+    page.click("#do-stop")
+    page.wait_for_selector("#story-run")
+    page.click("#story-run")
+    until(page, "kickstand.vm().running === 4")
     page.click("#story-end")
     until(page, "kickstand.store.vms.size === 1")
     page.goto("about:blank")
-    page.goto(server.url)
+    visit(page, server.url)
     page.wait_for_selector("#story")  # whoever has removed it is asked from now on
     assert page.evaluate("[...kickstand.store.vms.keys()].join()") == "default"
     page.click("#story")
@@ -56,7 +61,7 @@ def test_a_newcomer_sees_vcpus_move_and_finds_race_and_cure(context, server):
 def test_a_server_in_use_is_left_alone(context, server):
     urlopen(Request(f"{server.url}vms", data=b'{"id": "mine"}', headers={"Content-Type": "application/json"})).close()
     page = context.new_page()
-    page.goto(server.url)
+    visit(page, server.url)
     until(page, "window.kickstand?.store.vms.size === 2 && document.querySelector('#main > .view.overview') !== null")
     page.wait_for_timeout(300)
     assert page.evaluate("[...kickstand.store.vms.keys()].sort().join()") == "default,mine"
@@ -225,6 +230,7 @@ def test_the_explorer_fills_its_matrix_and_steps_through_a_counterexample(page):
     assert "a hole from 0x1000" in seen[-1]["map"]
     assert "1 torn access" in seen[-1]["map"]
     assert {"KICK waits", "window: nobody inside"} <= {each["kick"] for each in seen}
+    assert audit(page) == []
     page.locator(".lane i").first.click()
     assert f"Step 1 of {length}" in text(page, ".counterexample .step")
     assert "kickstand explore --replay ks1" in text(page, ".counterexample")
@@ -277,6 +283,6 @@ def test_spinning_vcpus_are_a_warning(story):
 def test_every_view_is_a_link(page, server):
     for view in VIEWS:
         page.goto("about:blank")
-        page.goto(f"{server.url}#view={view}")
+        visit(page, f"{server.url}#view={view}")
         until(page, f"document.querySelector('#main > .view.{view}') !== null")
         assert page.locator("#views a[aria-current=page]").get_attribute("data-view") == view

@@ -102,6 +102,6 @@ def test_the_suite_in_the_text_passes(pytester, monkeypatch):
 
 
 def test_every_link_to_a_file_leads_somewhere():
-    targets = re.findall(r"\]\((?!http)([^)#]+)", README)
+    targets = re.findall(r'(?:\]\(|src="|srcset=")(?!http)([^)#"]+)', README)
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []

@@ -80,21 +80,24 @@ def test_an_interrupt_is_delivered_before_the_next_instruction(mode, engine):
 
 
 @modes
-def test_an_interrupt_waits_until_the_instruction_after_sti_is_done(mode, engine):
-    machine = machine_with_handlers(mode, "b001fbb002b003f4", {0x20: "88c3" + IRET[mode]}, engine=engine)
+def test_an_interrupt_is_delivered_at_the_next_entry_whatever_if_says(mode, engine):
+    machine = machine_with_handlers(mode, "b003f4", {0x20: "88c3" + IRET[mode]}, engine=engine, rax=1)
     machine.cpu.interrupt(0x20)
+    assert not machine.cpu.interrupts_allowed
     assert machine.run() == HltExit()
-    assert machine.reg("rbx") == 2
+    assert machine.reg("rbx") == 1
     assert machine.reg("rax") == 3
 
 
 @modes
-def test_popf_and_iret_open_the_window_too(mode, engine):
-    push = "6800020000" if mode != "real" else "680002"
-    machine = machine_with_handlers(mode, push + "9d" + "b002f4", {0x20: "88c3" + IRET[mode]}, engine=engine, rax=1)
+def test_an_nmi_comes_on_top_of_an_interrupt(mode, engine):
+    machine = machine_with_handlers(
+        mode, "f4", {0x20: "b320" + IRET[mode], 2: "88df" + "b302" + IRET[mode]}, engine=engine
+    )
+    machine.cpu.nmi()
     machine.cpu.interrupt(0x20)
     assert machine.run() == HltExit()
-    assert machine.reg("rbx") == 1
+    assert machine.reg("rbx") == 0x20  # BH kept what the NMI's handler found: nothing
 
 
 @modes

@@ -225,6 +225,16 @@ def test_a_snapshot_of_another_engine_is_refused():
         machine.cpu.load({**machine.cpu.state(), "format": "other"})
 
 
+def test_the_interrupt_that_waits_is_in_the_bitmap_and_goes_with_it():
+    machine, other = Machine("prot32", "f4"), Machine("prot32", "f4")
+    assert machine.cpu.special_registers()["interrupt_bitmap"] == [0, 0, 0, 0]
+    machine.cpu.interrupt(0x41)
+    sregs = machine.cpu.special_registers()
+    assert sregs["interrupt_bitmap"] == [0, 2, 0, 0]
+    other.cpu.set_special_registers(sregs)
+    assert other.cpu.state()["interrupt"] == 0x41
+
+
 def test_modes_can_change_between_runs():
     machine = Machine("real", "b80100f4")
     machine.poke(0x2000, "b878563412f4")

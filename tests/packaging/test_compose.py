@@ -28,7 +28,7 @@ def test_the_services_and_profiles_are_those_of_the_design():
     assert {name for name, found in profiles.items() if not found} == {"token", "kickstand", "vmm", "kicker"}
     assert {name for name, found in profiles.items() if found == ["cluster"]} == {"scheduler", "worker", "matrix"}
     assert {name for name, found in profiles.items() if found == ["metrics"]} == {"prometheus"}
-    assert SERVICES["worker"]["deploy"]["replicas"] == 2
+    assert SERVICES["worker"]["scale"] == 2
 
 
 @every_service

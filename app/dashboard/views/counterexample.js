@@ -18,7 +18,7 @@ export function counterexample(app) {
   const replay = el("code", { class: "line" });
   const copied = el("button", { type: "button", class: "small", onclick: async () => say(copied, (await copy(replay.textContent)) ? "Copied" : "Select it by hand") }, "Copy");
   const download = el("a", { download: "counterexample.json", class: "button small" }, "Download JSON");
-  const body = el("div", {}, el("div", { class: "tools" }, back, on, slider), text, scene.node, el("div", { class: "pair" }, columns, el("div", {}, el("h4", {}, "Shared state"), shared)));
+  const body = el("div", {}, el("div", { class: "tools" }, back, on, slider), text, scene.node, el("h4", {}, "Shared state after this step"), shared, columns);
   const node = el("section", { class: "counterexample", "aria-label": "Cell", hidden: true }, head, facts, el("div", { class: "tools" }, replay, copied, download), body);
   let rows = [];
   let threads = [];
@@ -77,7 +77,7 @@ export function counterexample(app) {
     const state = new Map();
     for (const { changed } of rows.slice(0, at + 1)) for (const [name, value] of changes(changed)) state.set(name, value ?? "✓");
     const now = new Set(changes(row.changed).map(([name]) => name));
-    put(shared, [...state].map(([name, value]) => [el("dt", { class: now.has(name) ? "now" : false }, name), el("dd", { class: /hole|missing|gone|absent|deleted/i.test(String(value)) ? "torn" : false }, String(value))]));
+    put(shared, [...state].map(([name, value]) => el("div", {}, el("dt", { class: now.has(name) ? "now" : false }, name), el("dd", { class: /hole|missing|gone|absent|deleted/i.test(String(value)) ? "torn" : false }, String(value)))));
   }
 
   return { node, show, stop: () => URL.revokeObjectURL(address) };

@@ -31,6 +31,7 @@ _STOP_AGAIN_S = 20e-6
 _APIC_BASE = 0xFEE00900  # enabled, boot CPU
 _MASK64 = (1 << 64) - 1
 _MAX_NMIS = 2
+_VECTORS = 256
 
 
 class X86Cpu:
@@ -107,18 +108,19 @@ class X86Cpu:
             exit = emulator.deliver(event)
             if exit is not None:
                 return exit
-        wanted = events.interrupt is not None or bool(events.nmis) or self.window_requested
-        if wanted and self._state.shadow:
+        exit = self._inject_interrupt()
+        if exit is not None:
+            return exit
+        if (events.nmis or self.window_requested) and self._state.shadow:
             exit = emulator.step()
             if exit is not None:
                 return exit
-        exit = self._inject_nmi() or self._inject_interrupt()
+        exit = self._inject_nmi()
         if exit is not None:
             return exit
         if self.window_requested and self.interrupts_allowed:
             return WindowExit()
-        waiting = events.interrupt is not None or events.nmi_masked or self.window_requested
-        self._translator.watch_window(waiting)
+        self._translator.watch_window(events.nmi_masked or self.window_requested)
         return None
 
     def _inject_nmi(self) -> Exit | None:
@@ -130,8 +132,9 @@ class X86Cpu:
         return self._emulator.deliver(Event(NMI))
 
     def _inject_interrupt(self) -> Exit | None:
+        """Whoever queued it has looked at IF: ``interrupt.injected`` goes in at the next entry, whatever IF says."""
         events = self._emulator.events
-        if events.interrupt is None or not self.interrupts_allowed:
+        if events.interrupt is None:
             return None
         vector, events.interrupt = events.interrupt, None
         return self._emulator.deliver(Event(vector))
@@ -220,19 +223,26 @@ class X86Cpu:
             events.queued = None
 
     def special_registers(self) -> dict[str, Any]:
-        """KVM_GET_SREGS."""
-        return get_sregs(self._state, self._apic_base)
+        """KVM_GET_SREGS; the bitmap has the interrupt that waits."""
+        waiting = self._emulator.events.interrupt
+        bitmap = 0 if waiting is None else 1 << waiting
+        words = [bitmap >> shift & _MASK64 for shift in range(0, _VECTORS, 64)]
+        return get_sregs(self._state, self._apic_base) | {"interrupt_bitmap": words}
 
     def set_special_registers(self, changes: Mapping[str, Any]) -> None:
         """KVM_SET_SREGS for the registers named; KvmError(EINVAL) for a combination no CPU can have."""
-        set_sregs(self._state, changes)
+        registers = {name: value for name, value in changes.items() if name != "interrupt_bitmap"}
+        set_sregs(self._state, registers)
         self._apic_base = changes.get("apic_base", self._apic_base)
+        bitmap = sum(word << 64 * index for index, word in enumerate(changes.get("interrupt_bitmap", ())))
+        if bitmap:
+            self.interrupt((bitmap & -bitmap).bit_length() - 1)  # ``find_first_bit``
         self._translator.flush_tlb()
 
     # -- events ----------------------------------------------------------------------------------------------
 
     def interrupt(self, vector: int) -> None:
-        """``kvm_queue_interrupt``: delivered when the guest allows it; replaces one that still waits."""
+        """``kvm_queue_interrupt``: delivered at the next entry; replaces one that still waits."""
         self._emulator.events.interrupt = vector
 
     def nmi(self) -> None:

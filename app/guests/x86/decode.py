@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.guests.x86.msrs import RDMSR, WRMSR
 from app.guests.x86.segments import CS, DS, ES, FS, GS, SS
 
 HLT = 0xF4
@@ -28,6 +29,7 @@ _STACK = frozenset((*range(0x50, 0x62), 0x68, 0x6A, 0x9C, 0x9D, 0xC2, 0xC3, 0xC8
                     0x0FA0, 0x0FA1, 0x0FA8, 0x0FA9))  # fmt: skip
 _CMP = 0x38
 _SHIFTS = (0xC0, 0xC1, 0xD0, 0xD1, 0xD2, 0xD3)
+_NEVER_LOCKED = frozenset((*_SHIFTS, 0x0FA4, 0x0FA5, 0x0FAC, 0x0FAD))
 _MODIFY = frozenset((*_SHIFTS, 0x86, 0x87, 0x0FA4, 0x0FA5, 0x0FAB, 0x0FAC, 0x0FAD, 0x0FB0, 0x0FB1, 0x0FB3, 0x0FBB,
                      0x0FC0, 0x0FC1))  # fmt: skip
 _MODIFY_GROUPS = {
@@ -39,7 +41,7 @@ _ALIGNED = frozenset((0x0F28, 0x0F29, 0x0F2B))
 _ALIGNED_INTEGER = frozenset((0x0F6F, 0x0F7F, 0x0FE7))  # without the prefix they move 8 bytes of MMX
 _COMPARE_STRING = (0xA6, 0xA7)
 _PUSH_SELECTOR = frozenset((0x06, 0x0E, 0x16, 0x1E, 0x0FA0, 0x0FA8))
-_OURS = frozenset((*_COMPARE_STRING, *_PORT_IMMEDIATE, *_PORT_DX, *_STRING, HLT, IRET, SYSCALL, SYSENTER))
+_OURS = frozenset((*_COMPARE_STRING, RDMSR, WRMSR, *_PORT_IMMEDIATE, *_PORT_DX, *_STRING, HLT, IRET, SYSCALL, SYSENTER))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Instruction:
 
 
 def decode(code: bytes, bits: int) -> Instruction | None:
-    """Decode port I/O, HLT, IRET, CMPS, SYSCALL or SYSENTER; None for everything else."""
+    """Decode port I/O, HLT, IRET, CMPS, RDMSR, WRMSR, SYSCALL or SYSENTER; None for everything else."""
     at, segment, repeat = 0, DS, False
     operand = address = wide = False
     while at < len(code):
@@ -159,6 +161,11 @@ class Shape:
         if self.opcode == _LOAD_INTEGERS:
             vector = scalar or _OPERAND_SIZE in self.prefixes
         return _HALF if vector and self.on_memory else 0
+
+    @property
+    def is_locked_in_vain(self) -> bool:
+        """LOCK where it is not allowed: #UD."""
+        return _LOCK in self.prefixes and not (self.modifies and self.opcode not in _NEVER_LOCKED)
 
     @property
     def modifies(self) -> bool:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from app.core.guest import Exit, FaultExit, HltExit, InternalErrorExit, IoExit, MmioExit, RetryExit
 from app.guests.x86 import mmio
-from app.guests.x86.decode import HLT, IRET, SYSCALL, Instruction, decode, is_repeated_string, without_lock
+from app.guests.x86.decode import HLT, IRET, SYSCALL, Instruction, decode, is_repeated_string, shape, without_lock
 from app.guests.x86.delivery import Delivery, Event
 from app.guests.x86.faults import GP, UD, WITH_ERROR_CODE, DeviceAccessError, GuestFaultError
 from app.guests.x86.memory import AccessStoppedError
+from app.guests.x86.msrs import KNOWN as KNOWN_MSRS
+from app.guests.x86.msrs import RDMSR, WRMSR
 from app.guests.x86.paging import Mmu
 from app.guests.x86.pending import Pending, PendingPort, PendingRead, PendingWrite
 from app.guests.x86.pio import Ports
@@ -100,9 +102,13 @@ class Emulator:
 
     def _dispatch(self) -> Exit | None:
         code = self._virtual.fetch()
+        if shape(code, self._state.bits).is_locked_in_vain:
+            raise GuestFaultError(UD)
         instruction = decode(code, self._state.bits)
         if instruction is None or instruction.compares_strings:
             return self._execute(code, [])
+        if instruction.opcode in (RDMSR, WRMSR):
+            return self._model_specific(code)
         if instruction.is_string:
             return self._string_io(instruction, code)
         if instruction.is_port:
@@ -119,6 +125,11 @@ class Emulator:
         if exit is None:
             self.events.nmi_masked = False
         return exit
+
+    def _model_specific(self, code: bytes) -> Exit | None:
+        if self._state.gpr[RCX] & 0xFFFFFFFF not in KNOWN_MSRS:
+            raise GuestFaultError(GP)
+        return self._execute(code, [])
 
     def _system_call(self, instruction: Instruction) -> None:
         if instruction.opcode == SYSCALL:
