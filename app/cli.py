@@ -189,7 +189,7 @@ def explore(
     vmms: Annotated[int, typer.Option(min=1, max=2, help="VMM threads, each with a transaction of its own.")] = 1,
     prop: Annotated[list[str] | None, typer.Option("--property", help="A property. Default: all.")] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="Tables only; 1 and 2 vCPUs unless --vcpus says.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the cells.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Cores that share the cells, and each large cell.")] = 1,
     cluster: Annotated[str | None, typer.Option(help="A Dask scheduler's address (extra: cluster).")] = None,
     strategy: Annotated[str, typer.Option(help="states (exhaustive), random or pct.")] = "states",
     max_states: Annotated[int | None, typer.Option(min=1, help="Give up, undecided, after so many states.")] = None,
@@ -198,6 +198,7 @@ def explore(
         str | None, typer.Option("--replay", help="Perform a counterexample on the runtime.")
     ] = None,
     ledger: Annotated[bool, typer.Option("--ledger", help="Print each requirement and what demonstrates it.")] = False,
+    gallery: Annotated[bool, typer.Option("--gallery", help="Print the posted patch's defects as columns.")] = False,
     perfetto: Annotated[Path | None, typer.Option(help="Write the first counterexample here as a trace.")] = None,
     variant_module: VariantModule = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
@@ -210,7 +211,10 @@ def explore(
     console = Console(width=None if sys.stdout.isatty() else 160)
     if ledger:
         raise typer.Exit(command.print_ledger(console, as_json=as_json))
+    if gallery:
+        raise typer.Exit(command.print_gallery())
     if replay_token is not None:
+        _load_variant(variant_module)
         raise typer.Exit(command.replay_one(replay_token, console, as_json=as_json))
     options = command.Options(
         scenario=scenario, variants=tuple(variant or ()), behaviours=tuple(behaviour or ()), vcpus=vcpus, vmms=vmms,

@@ -59,7 +59,7 @@ class Canon:
             return Ref(value.index)
         if kind is RunResult:
             return "RunResult", value.ret, value.errno, self.of(value.exit)  # the rest is for watchers
-        if isinstance(value, tuple) and kind.__hash__ is not None:
+        if isinstance(value, tuple):
             return kind, *(self.of(item) for item in value)
         if isinstance(value, list | deque):
             return kind, *(self.of(item) for item in value)

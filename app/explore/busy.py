@@ -11,7 +11,7 @@ import numpy as np
 
 from app.explore.observe import Flag
 from app.explore.paths import Move, Path, to_level
-from app.explore.search import NO_WORDS, Hit, Search, Seen, distinct
+from app.explore.search import NO_WORDS, Hit, Search, Shard, distinct
 from app.explore.tables import Words
 
 LIMIT = 3  # the third EINTR in a row is one too many
@@ -21,7 +21,7 @@ class Layer:
     """What was reached with one count, level by level."""
 
     def __init__(self) -> None:
-        self.seen = Seen()
+        self.seen = Shard()
         self.levels: list[Words] = []
 
     def add(self, words: Words) -> None:
@@ -100,10 +100,9 @@ class Busy:
             levels = self.layers[origin].levels
             words = levels[depth - 1] if depth - 1 < len(levels) else NO_WORDS
             words = words[self.search.marks.window(words, self.vcpu)]
-            for thread in self.search.tables.threads:
+            for thread, new, flags, source, _ in self.search.tables.moves(words):
                 if origin < count and thread != self.vcpu:
                     continue
-                new, flags, source = self.search.tables.expand(words, thread)
                 good = new == np.uint64(word)
                 if thread == self.vcpu:
                     counted = (flags & Flag.EINTR) != 0
@@ -114,18 +113,19 @@ class Busy:
 
     def eintr(self, words: Words) -> tuple[Words, Words]:
         """States right after the vCPU returned EINTR, and before."""
-        new, flags, source = self.search.tables.expand(words, self.vcpu)
-        hit = (flags & Flag.EINTR) != 0
-        return new[hit], words[source[hit]]
+        after, before = [NO_WORDS], [NO_WORDS]
+        for thread, new, flags, source, _ in self.search.tables.moves(words):
+            if thread == self.vcpu:
+                hit = (flags & Flag.EINTR) != 0
+                after.append(new[hit])
+                before.append(words[source[hit]])
+        return np.concatenate(after), np.concatenate(before)
 
     def _others(self, words: Words) -> Words:
         """States after any step that neither counts nor resets."""
         parts = []
-        for thread in self.search.tables.threads:
-            new, flags, _ = self.search.tables.expand(words, thread)
-            if thread == self.vcpu:
-                new = new[(flags & (Flag.EINTR | Flag.ENTERED)) == 0]
-            parts.append(new)
+        for thread, new, flags, _, _ in self.search.tables.moves(words):
+            parts.append(new[(flags & (Flag.EINTR | Flag.ENTERED)) == 0] if thread == self.vcpu else new)
         return distinct(parts)
 
 

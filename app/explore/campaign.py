@@ -6,11 +6,15 @@ Each cell is one ``submit`` to anything with the interface of ``concurrent.futur
 
 from __future__ import annotations
 
+import atexit
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 from app.core.variants import load_variant_module, variant, variants
@@ -18,7 +22,7 @@ from app.explore.decide import MAX_STATES, Decision, Verdict
 from app.explore.properties import PROPERTIES
 from app.explore.replay import replay
 from app.explore.scenario_files import load, parse
-from app.explore.scenarios import ScenarioError
+from app.explore.scenarios import Scenario, ScenarioError
 from app.explore.search import Progress
 from app.explore.tokens import Token, TokenError, check_code, decode
 from app.explore.world import BEHAVIOURS
@@ -40,6 +44,9 @@ class CellSpec:
     max_states: int = MAX_STATES
     seed: int = 0
     variant_module: str | None = None
+    variant_source: str | None = None  # the module's text, for workers that do not have the file
+    scenario_source: str | None = None  # a scenario file's content as JSON, likewise
+    workers: int = 1  # that share this cell, if it is large
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +64,9 @@ Report = Callable[[Tick], None]
 
 def check(spec: CellSpec) -> None:
     """Refuse names and sizes that are wrong. Raises ``ScenarioError`` or ``KvmError``."""
-    if spec.variant_module is not None:
-        load_variant_module(Path(spec.variant_module))
+    _load_module(spec)
     variant(spec.variant)
-    load(spec.scenario, spec.vcpus, spec.vmms)
+    _world(spec)
     for name, known in ((spec.behaviour, BEHAVIOURS), (spec.strategy, STRATEGIES)):
         if name not in known:
             raise ScenarioError(f"{name!r} is none of {', '.join(known)}")
@@ -71,13 +77,32 @@ def check(spec: CellSpec) -> None:
         raise ScenarioError("max_states is at least 1")
 
 
+def _load_module(spec: CellSpec) -> None:
+    """Load the user's variant: from its file, or where there is none from the text that came with the question."""
+    if spec.variant_module is None:
+        return
+    path = Path(spec.variant_module)
+    if spec.variant_source is None or (path.is_file() and path.read_text() == spec.variant_source):
+        load_variant_module(path)
+        return
+    folder = Path(mkdtemp(prefix="kickstand-"))  # kept: a token's hash is made of the file
+    atexit.register(rmtree, folder, ignore_errors=True)
+    copy = folder / path.name
+    copy.write_text(spec.variant_source)
+    load_variant_module(copy)
+
+
+def _world(spec: CellSpec) -> Scenario:
+    if spec.scenario_source is not None:
+        return parse(json.loads(spec.scenario_source), Path(spec.scenario).stem, spec.vcpus)
+    return load(spec.scenario, spec.vcpus, spec.vmms)
+
+
 def run_cell(spec: CellSpec, report: Callable[[Progress], None] | None = None) -> list[Verdict]:
     """Decide one cell: what a worker does."""
-    if spec.variant_module is not None:
-        load_variant_module(Path(spec.variant_module))
-    world = load(spec.scenario, spec.vcpus, spec.vmms)
+    _load_module(spec)
     decision = Decision(
-        world,
+        _world(spec),
         spec.variant,
         spec.behaviour,
         (spec.vcpus, spec.vmms),
@@ -85,6 +110,7 @@ def run_cell(spec: CellSpec, report: Callable[[Progress], None] | None = None) -
         report=report,
         strategy=spec.strategy,
         seed=spec.seed,
+        workers=spec.workers,
     )
     return decision.verdicts(spec.properties)
 
@@ -158,15 +184,36 @@ def matrix(
     max_states: int = MAX_STATES,
     seed: int = 0,
     variant_module: str | None = None,
+    workers: int = 1,
 ) -> Matrix:
-    """The cells of one question; an empty choice means all. Wrong names raise ``ScenarioError`` or ``KvmError``."""
+    """The cells of one question; an empty choice means all. Wrong names raise ``ScenarioError`` or ``KvmError``.
+
+    What the user's files say travels with the cells.
+    """
+    module = None
     if variant_module is not None:
         load_variant_module(Path(variant_module))
+        module = Path(variant_module).read_text()
+    source = load(scenario, vcpus, vmms).source
     names = tuple(variant_names) or tuple(variants())
     chosen = tuple(properties) or tuple(PROPERTIES)
     return Matrix(
         [
-            CellSpec(scenario, name, behaviour, vcpus, vmms, chosen, strategy, max_states, seed, variant_module)
+            CellSpec(
+                scenario,
+                name,
+                behaviour,
+                vcpus,
+                vmms,
+                chosen,
+                strategy,
+                max_states,
+                seed,
+                variant_module,
+                module,
+                json.dumps(source) if source else None,
+                workers,
+            )
             for behaviour in tuple(behaviours) or BEHAVIOURS
             for name in names
         ]

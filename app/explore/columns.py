@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from textwrap import wrap
 from typing import Any
 
+from app.core.requests import request_names
 from app.explore.replay import Told
 from app.explore.scenarios import Scenario
 from app.explore.trail import Event, Trail, operation_name, shown_value
 
 SILENT_RESULTS = (None,)
+WIDTH = 99  # of a line in a mail, more or less
+CAPS = {1: 40, 2: 31, 3: 17}  # a column's width by the number of threads; what is longer runs on over empty cells
+CAP = 12  # for more threads than these
+SHORT = (
+    ("memory_transaction.", "rwsem."),
+    ("USERSPACE_KICK", "KICK"),
+    ("OUTSIDE_GUEST_MODE", "OUTSIDE"),
+    ("EXITING_GUEST_MODE", "EXITING"),
+    ("IN_GUEST_MODE", "IN_GUEST"),
+    (", ", ","),
+)
 
 
 def row_text(event: Event, names: list[str], thread: str) -> str:
@@ -16,12 +30,27 @@ def row_text(event: Event, names: list[str], thread: str) -> str:
     if event.trap is None:
         return f"choose branch {event.result}"
     text = operation_name(event.trap, names)
-    own = thread.rpartition("/")[2].lower() + "."
-    text = text.removeprefix(own).removeprefix(f"{thread}.")
+    for own in (thread, thread.lower(), thread.rpartition("/")[2].lower()):
+        text = text.removeprefix(f"{own}.")
     if event.trap.method == "run_returned":
         return f"KVM_RUN = {event.trap.args[0]}"
     if event.result not in SILENT_RESULTS:
-        text += f" = {shown_value(event.result)}"
+        text += f" = {shown_result(event)}"
+    return text
+
+
+def shown_result(event: Event) -> str:
+    """An operation's result; the requests that are pending by name."""
+    if event.trap is not None and event.trap.method == "pending" and type(event.result) is int:
+        names = [name.removeprefix("KVM_REQ_") for name in request_names(event.result)]
+        return "|".join(names) or "0"
+    return shown_value(event.result)
+
+
+def short(text: str) -> str:
+    """The same in fewer letters, for columns."""
+    for long, brief in SHORT:
+        text = text.replace(long, brief)
     return text
 
 
@@ -30,41 +59,63 @@ def changed_text(event: Event) -> str:
     return ", ".join(f"{name}: {before} -> {after}" for name, before, after in event.changes)
 
 
+def _brief_row(event: Event, names: list[str], thread: str) -> str:
+    """A row as the columns have it: who acts is said by the column."""
+    text = row_text(event, names, thread)
+    for own in (f"(vm/{thread.lower()})", f"({thread})", f"({thread.lower()})"):
+        text = text.replace(own, "")
+    return short(text).replace("()", "")
+
+
+def _brief_change(event: Event, names: list[str]) -> str:
+    """What others can see of a change: a vCPU's own bookkeeping of it is left out, and the name that the row has."""
+    own = names[event.trap.object] if event.trap is not None else ""
+    changes = [change for change in event.changes if not change[0].endswith((".srcu_index", ".exit"))]
+    return short(
+        "; ".join(f"{name.removeprefix(own + '.')}: {old} -> {new}" for name, old, new in changes or event.changes)
+    )
+
+
+def _line(mark: str, column: int, text: str, changed: str, starts: list[int]) -> str:
+    """One row: text that is too long for its cell runs on over the empty ones beside it."""
+    line = list(mark.ljust(starts[-1]))
+    for start in starts[1:]:
+        line[start - 2] = "|"
+    begin = starts[column]
+    line[begin : begin + len(text)] = text
+    if len(text) + begin > starts[-1] - 3 and changed:
+        line.append("  ")
+    return ("".join(line) + changed).rstrip()
+
+
 def columns(trail: Trail, names: list[str], verdict: str) -> str:
-    """The printed form; the last row is ``verdict``."""
+    """The printed form, narrow enough for a mail; the last row is ``verdict``."""
     rows: list[tuple[str, int, str, str]] = []
-    number = 0
     for position, event in enumerate(trail.events):
-        if not event.shown:
-            continue
-        number += 1
-        mark = ">>" if trail.loop is not None and position >= trail.loop else "  "
-        rows.append(
-            (
-                f"{mark}{number:3}",
-                event.thread,
-                row_text(event, names, trail.threads[event.thread]),
-                changed_text(event),
-            )
-        )
-    widths = [
-        max([len(name), *(min(len(text), 46) for _, thread, text, _ in rows if thread == column)])
-        for column, name in enumerate(trail.threads)
-    ]
-    lines = [
-        "      "
-        + " | ".join(name.ljust(width) for name, width in zip(trail.threads, widths, strict=True))
-        + " | changed"
-    ]
-    lines.append("      " + "-+-".join("-" * width for width in widths) + "-+--------")
-    for mark, thread, text, changed in rows:
-        cells = [(text if column == thread else "").ljust(width) for column, width in enumerate(widths)]
-        lines.append(f"{mark} " + " | ".join(cells) + " | " + changed)
+        if event.shown:
+            mark = ">>" if trail.loop is not None and position >= trail.loop else "  "
+            text = _brief_row(event, names, trail.threads[event.thread])
+            rows.append((f"{mark}{len(rows) + 1:3}", event.thread, text, _brief_change(event, names)))
+    cap = CAPS.get(len(trail.threads), CAP)
+    starts = [6]
+    for column, name in enumerate(trail.threads):
+        longest = max([len(name), *(len(text) for _, thread, text, _ in rows if thread == column)])
+        starts.append(starts[-1] + min(longest, cap) + 3)
+    head = "".join(
+        name.ljust(end - start - 3) + " | " for name, start, end in zip(trail.threads, starts, starts[1:], strict=False)
+    )
+    rule = "-+-".join("-" * (end - start - 3) for start, end in pairwise(starts))
+    lines = [f"      {head}changed", f"      {rule}-+--------"]
+    lines += [_clipped(_line(mark, thread, text, changed, starts)) for mark, thread, text, changed in rows]
     if trail.loop is not None:
         lines.append("   >> repeats for ever")
-    lines += [f"      {who} waits for ever: {what}" for who, what in trail.blocked]
-    lines.append(f"   => {verdict}")
-    return "\n".join(line.rstrip() for line in lines)
+    lines += [f"      {who} waits for ever: {short(what)}" for who, what in trail.blocked]
+    lines += wrap(verdict, WIDTH - 6, initial_indent="   => ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _clipped(line: str) -> str:
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "\u2026"
 
 
 def as_json(trail: Trail, names: list[str], verdict: str) -> dict[str, Any]:

@@ -6,8 +6,10 @@ Every function returns the exit status: 0 done and nothing violated, 1 a cell is
 from __future__ import annotations
 
 import json
+import sys
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from app.core.errors import KvmError
 from app.core.variants import summary, variants
 from app.explore.campaign import Matrix, Tick, matrix, process_pool, replay_token
 from app.explore.decide import MAX_STATES, Verdict
+from app.explore.gallery import gallery
 from app.explore.ledger import LEDGER, ledger_json
 from app.explore.properties import PROPERTIES
 from app.explore.replay import ReplayError
@@ -67,13 +70,14 @@ def run(options: Options, console: Console | None = None) -> int:
                 options.max_states,
                 options.seed,
                 options.variant_module,
+                options.workers,
             )
             for vcpus in sizes(options)
         ]
     except (ScenarioError, KvmError, ValueError, OSError) as error:
         return refuse(out, str(error))
     cells = Matrix([cell for part in matrices for cell in part.cells])
-    with _executor(options) as executor:
+    with _executor(options, len(cells.cells)) as executor:
         verdicts = _run(cells, executor, out, quiet=options.json)
     if options.perfetto is not None:
         _write_perfetto(options.perfetto, verdicts)
@@ -143,6 +147,12 @@ def print_ledger(console: Console | None = None, *, as_json: bool = False) -> in
     return DONE
 
 
+def print_gallery() -> int:
+    """Print the defects of the posted patch as Markdown, column by column as found now."""
+    sys.stdout.write(gallery())
+    return DONE
+
+
 def refuse(console: Console, reason: str) -> int:
     """Say why nothing was done."""
     console.print(Text(reason, style="red"), soft_wrap=True)
@@ -155,20 +165,20 @@ def refuse(console: Console, reason: str) -> int:
 class _executor:  # noqa: N801  # reads as a function
     """The executor that the options ask for, or None for this process."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, cells: int) -> None:
         self.options = options
+        self.cells = cells
         self.close: list[Any] = []
 
     def __enter__(self) -> Executor | None:
         if self.options.cluster is not None:
-            from distributed import Client  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415  # an optional extra
-
-            client = Client(self.options.cluster)
+            distributed: Any = import_module("distributed")  # an optional extra, without types
+            client = distributed.Client(self.options.cluster)
             self.close.append(client.close)
             executor: Executor = client.get_executor()
             return executor
-        if self.options.workers > 1:
-            pool = process_pool(self.options.workers)
+        if self.options.workers > 1 and self.cells > 1:
+            pool = process_pool(min(self.options.workers, self.cells))
             self.close.append(lambda: pool.shutdown(cancel_futures=True))
             return pool
         return None

@@ -15,6 +15,7 @@ from app.explore.liveness import Lasso, TooLargeError, decide
 from app.explore.model import Model, Renew
 from app.explore.paths import Path, to_hit, to_lasso
 from app.explore.properties import LIVENESS, PROPERTIES, SAFETY
+from app.explore.reduction import Outdated, Reduction
 from app.explore.replay import Told, replay
 from app.explore.sampling import LENGTH, RUNS, Sampler
 from app.explore.scenarios import Scenario
@@ -24,6 +25,9 @@ from app.explore.tokens import Schedule, encode
 from app.explore.trail import Tracer, Trail
 
 MAX_STATES = 64_000_000
+LEARN = 200_000  # states after which a search is large enough to be worth reducing
+AHEAD = (4_000, 400)  # and how many further states a level it looks at, for how many levels, to know what there is
+EXACT = 4_000_000  # states within which a loop is sought again without reduction, for the shortest way to it
 REPORT = Callable[[Progress], None]
 
 
@@ -108,9 +112,11 @@ class Decision:
         *,
         max_states: int = MAX_STATES,
         merge: bool = True,
+        learn: int | None = LEARN,
         report: REPORT | None = None,
         strategy: str = "states",
         seed: int = 0,
+        workers: int = 1,
     ) -> None:
         self.scenario = scenario
         self.kind = variant(kind) if isinstance(kind, str) else kind
@@ -118,11 +124,16 @@ class Decision:
         self.size = size
         self.max_states = max_states
         self.merge = merge
+        self.learn = learn if merge else None  # None: no reduction
         self.report = report
         self.strategy = strategy
         self.seed = seed
+        self.workers = workers
         self.knowledge = Knowledge(Cell(scenario, self.kind, behaviour))
         self.bound: str | None = None
+        self.bits: list[int] = []
+        self.exact_hits: Search | None = None
+        self.exact_loops: Search | None = None
 
     def verdicts(self, properties: Iterable[str]) -> list[Verdict]:
         """Decide each property, in the order given."""
@@ -131,14 +142,24 @@ class Decision:
         try:
             if self.strategy != "states":
                 return self._sample(wanted, started)
-            try:
-                self.search = self._search(wanted)
-            except TooWideError as error:
-                return [self._verdict(name, "undecided", 0, 0, started, str(error)) for name in wanted]
-            self.bound = self.search.result.bound
-            return [self._decide(name, started) for name in wanted]
+            while True:
+                try:
+                    return self._conclude(wanted, started)
+                except Renew:
+                    self.bits = []
+                except OverflowError:
+                    self._widen()
+                except TooWideError as error:
+                    return [self._verdict(name, "undecided", 0, 0, started, str(error)) for name in wanted]
         finally:
             self.knowledge.close()
+
+    def _conclude(self, wanted: list[str], started: float) -> list[Verdict]:
+        """Search and decide. ``Renew``, ``OverflowError``: to be done again."""
+        self.exact_hits = self.exact_loops = None
+        self.search = self._search(wanted)
+        self.bound = self.search.result.bound
+        return [self._decide(name, started) for name in wanted]
 
     def _sample(self, wanted: list[str], started: float) -> list[Verdict]:
         """Verdicts of random schedules: violated, or undecided."""
@@ -163,27 +184,48 @@ class Decision:
         return verdicts
 
     def _search(self, wanted: list[str]) -> Search:
-        """Search, starting over when widths or conclusions turn out wrong."""
+        """Search in full as far as that is quick; what is larger is searched again with less."""
         only_safety = all(name in SAFETY and name != "bounded_busy" for name in wanted)
-        while True:
+        if not self.bits:
             self.model = Model(self.knowledge, merge=self.merge)
             self.model.initial()
-            bits = _first_widths(self.model)
+            self.bits = _first_widths(self.model)
+        limit = self.max_states if self.learn is None else min(self.learn, self.max_states)
+        search = self._run(wanted, limit, until_decided=only_safety)
+        if search.result.bound is not None and limit < self.max_states:
+            search.look_ahead(*AHEAD)
+            search = self._reduced(wanted, until_decided=only_safety)
+        self.widths = search.tables.widths
+        return search
+
+    def _run(self, wanted: Iterable[str], limit: int, reduction: Reduction | None = None, **how: Any) -> Search:
+        """Search, starting over when a component outgrows its field."""
+        while True:
+            tables = Tables(self.model, Widths(self.bits), reduction)
+            search = Search(tables, wanted, limit, self.report, self.workers)
             try:
-                while True:
-                    search = Search(Tables(self.model, Widths(bits)), wanted, self.max_states, self.report)
-                    try:
-                        search.run(until_decided=only_safety)
-                    except OverflowError:
-                        bits = [
-                            width + (len(states) > 1 << width)
-                            for width, states in zip(bits, self.model.states, strict=True)
-                        ]
-                    else:
-                        self.widths = search.tables.widths
-                        return search
-            except Renew:
-                continue
+                search.run(**how)
+            except OverflowError:
+                self._widen()
+            else:
+                return search
+
+    def _widen(self) -> None:
+        """Give a bit more to each component that has outgrown its field."""
+        self.bits = [
+            width + (len(states) > 1 << width) for width, states in zip(self.bits, self.model.states, strict=True)
+        ]
+
+    def _reduced(self, wanted: list[str], *, until_decided: bool) -> Search:
+        """Search with reduction, until what the search has learnt does not change the reduction any more."""
+        reduction = Reduction(self.model)
+        while True:
+            try:
+                search = self._run(wanted, self.max_states, reduction, until_decided=until_decided)
+            except Outdated as outdated:
+                reduction = outdated.reduction
+            else:
+                return search
 
     def _decide(self, name: str, started: float) -> Verdict:
         result = self.search.result
@@ -224,14 +266,34 @@ class Decision:
             bound,
         )
 
+    def _exact(self, name: str, found: Hit | Lasso) -> tuple[Search, Hit | Lasso]:
+        """The same violation without reduction, where the way to it is the shortest; else as it was found."""
+        if self.search.tables.reduction is None:
+            return self.search, found
+        if isinstance(found, Lasso):
+            if self.exact_loops is None:
+                self.exact_loops = self._run((), min(EXACT, self.max_states))
+            exact = self.exact_loops
+            again: Hit | Lasso | None = None if exact.result.bound else decide(exact, name)
+        else:
+            depth = found.depth if name == "bounded_busy" else 0
+            if self.exact_hits is None or len(self.exact_hits.result.levels) < depth:
+                hits = self.search.result.hits
+                self.exact_hits = self._run(hits, self.max_states, until_decided=True, depth=depth)
+            exact = self.exact_hits
+            again = bounded_busy(exact) if name == "bounded_busy" else exact.result.hits.get(name)
+        self.widths = exact.tables.widths if again else self.search.tables.widths
+        return (exact, again) if again else (self.search, found)
+
     def _counterexample(self, name: str, found: Hit | Lasso) -> Counterexample:
+        search, found = self._exact(name, found)
         about = found.thread or 0
         if isinstance(found, Lasso):
-            path = to_lasso(self.search, found)
+            path = to_lasso(search, found)
         elif found.layer is not None:
-            path = Busy(self.search, found.layer).path()
+            path = Busy(search, found.layer).path()
         else:
-            path = to_hit(self.search, found)
+            path = to_hit(search, found)
             if found.blocked is not None:
                 about = found.blocked
         stuck = not path.loop and (

@@ -66,6 +66,10 @@ class Knowledge:
         self.known[index].append(state)
         return True
 
+    def reached(self, index: int, state: int) -> bool:
+        """Object ``index`` has been in ``state``."""
+        return state in self._reached[index]
+
     def accesses(self) -> dict[int, set[int]]:
         """Which threads use each object, as far as the automata show."""
         users: dict[int, set[int]] = {}

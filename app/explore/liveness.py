@@ -9,13 +9,14 @@ state where nobody can move repeats itself. An empty set proves the property.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.explore.marks import Mark, Mask
 from app.explore.observe import Flag
-from app.explore.search import Search
+from app.explore.search import Search, distinct
 from app.explore.tables import Words
 
 Numbers = NDArray[np.int64]
@@ -53,11 +54,13 @@ def region(search: Search, words: Words, *, without: dict[int, int]) -> Region:
     if count > MAX_REGION:
         raise TooLargeError(f"loops are sought among at most {MAX_REGION} states, here are {count}")
     enabled = np.zeros((len(tables.threads), count), dtype=bool)
-    parts: list[tuple[Numbers, Numbers, NDArray[np.int8], NDArray[np.int64]]] = []
+    parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[np.int8], NDArray[Any]]] = []
     for begin in range(0, count, CHUNK):
         chunk = words[begin : begin + CHUNK]
-        for thread in tables.threads:
-            new, flags, source = tables.expand(chunk, thread)
+        if tables.reduction is not None:
+            for thread in tables.threads:
+                enabled[thread, begin + tables.expand(chunk, thread)[2]] = True
+        for thread, new, flags, source, _ in tables.moves(chunk):
             enabled[thread, begin + source] = True
             at = np.searchsorted(words, new)
             at[at == count] = 0
@@ -206,20 +209,35 @@ def _progress(search: Search) -> Lasso | None:
 
 def _resume_runs(search: Search) -> Lasso | None:
     words = search.result.seen.all()
-    words = words[search.marks.all(words, search.marks.vmms, Mark.ENDED)]
+    over = search.marks.all(words, search.marks.vmms, Mark.ENDED)
+    entries = _first_of(search, words, over)
     for vcpu in search.marks.vcpus:
-        found = _away(search, words, vcpu, "resume_runs")
+        found = _away(search, words[over], vcpu, "resume_runs", entries)
         if found is not None:
             return found
     return None
 
 
-def _away(search: Search, words: Words, vcpu: int, name: str) -> Lasso | None:
-    """Runs on which ``vcpu`` is neither in guest mode nor halted."""
+def _first_of(search: Search, words: Words, over: Mask) -> Words:
+    """States in which the last transaction has just ended."""
+    parts = [words[:0]] if search.marks.vmms else [search.result.levels[0]]
+    for vmm in search.marks.vmms:
+        others = [other for other in search.marks.vmms if other != vmm]
+        before = words[~over & search.marks.all(words, others, Mark.ENDED)]
+        for begin in range(0, len(before), CHUNK):
+            new = search.tables.expand(before[begin : begin + CHUNK], vmm)[0]
+            parts.append(new[search.marks.all(new, search.marks.vmms, Mark.ENDED)])
+    return distinct(parts)
+
+
+def _away(search: Search, words: Words, vcpu: int, name: str, entries: Words | None = None) -> Lasso | None:
+    """Runs on which ``vcpu`` is neither in guest mode nor halted, from one of ``entries`` on if there are any."""
     away = words[(search.marks.of(words, vcpu) & Mark.AT_HOME) == 0]
     if not len(away):
         return None
     graph = region(search, away, without={vcpu: int(Flag.AT_HOME)})
+    if entries is not None:
+        graph.entries = np.isin(away, entries)
     return _solve(graph, weak_fairness(graph), name, vcpu)
 
 

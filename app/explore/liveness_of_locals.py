@@ -22,6 +22,11 @@ def _uses(instruction: dis.Instruction) -> tuple[tuple[str, ...], tuple[str, ...
         return (), ()
     names = instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
     kinds = [part for part in name.split("_") if part in ("LOAD", "STORE", "DELETE")]
+    if not kinds or name.count("FAST") != len(kinds) or "MAYBE" in name:
+        return (
+            names,
+            (),
+        )  # not known: a local that lives too long costs states, one that dies too early would cost truth
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     for kind, local in zip(kinds * len(names) if len(kinds) == 1 else kinds, names, strict=False):

@@ -71,6 +71,9 @@ class LocalThread:
         self.forced: set[Stop] = set()
         self.silent: dict[tuple[Trap, tuple[int, ...]], bool] = {}
         self.tails: dict[tuple[int, tuple[int, ...], int, int], tuple[Tail, ...]] = {}
+        self.targets: dict[int, set[int]] = {}  # where a step from a stop may end
+        self.noted: dict[int, int] = {}  # and the flags it may have
+        self.facts = 0  # how much the two say
 
     # -- steps -------------------------------------------------------------------------------------------
 
@@ -103,7 +106,16 @@ class LocalThread:
         tails = self.tails.get(begin)
         if tails is None:
             tails = self.tails[begin] = self._run(*begin)
+        self._learn(stop, tails)
         return tails
+
+    def _learn(self, stop: int, tails: tuple[Tail, ...]) -> None:
+        targets = self.targets.setdefault(stop, set())
+        for tail in tails:
+            flags = self.noted.get(stop, 0) | tail.flags
+            self.facts += (tail.stop not in targets) + (flags != self.noted.get(stop, 0))
+            targets.add(tail.stop)
+            self.noted[stop] = flags
 
     def _begin_tail(
         self, stop: int, result: Any, involved: tuple[int, ...], states: tuple[int, ...]

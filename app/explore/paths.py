@@ -191,14 +191,20 @@ def to_lasso(search: Search, lasso: Lasso) -> Path:
         home[start] = True
         back = [] if loop and current == start else router.route(current, home, none, move=True)
         if back is None and lasso.fair.dead[current]:
-            _extend(path, graph, loop)
-            return path
+            return _shortest_to(search, int(graph.words[current]))
         if back is not None:
+            path = _shortest_to(search, int(graph.words[start]))
             path.loop = len(loop) + len(back)
             _extend(path, graph, loop + back)
             return path
         _extend(path, graph, loop)
     raise AssertionError("a fair set without a loop")
+
+
+def _shortest_to(search: Search, word: int) -> Path:
+    """The way to one state, whatever it took to find it."""
+    goal = np.array([word], dtype=np.uint64)
+    return to_level(search, next(level for level, words in enumerate(search.result.levels) if goal[0] in words), goal)
 
 
 def _extend(path: Path, graph: Region, edges: list[int]) -> None:

@@ -102,9 +102,14 @@ def replace(old: tuple[Region, ...], new: tuple[Region, ...]) -> dict[str, Any]:
 
 
 def anything(*pages: int, write: bool = False) -> list[Any]:
-    """A guest that spins, halts, does device I/O or touches one of ``pages``, in any order, for ever."""
-    kind = ["write"] if write else ["read"]
-    touch = [[[kind[0], page(number), *([1] if write else [])]] for number in pages]
+    """A guest that spins, halts, does device I/O or touches one of ``pages``, in any order, for ever.
+
+    Pages are read and written by turns; with ``write`` all are written.
+    """
+    touch = [
+        [["write", page(number), 1] if write or turn % 2 else ["read", page(number)]]
+        for turn, number in enumerate(pages)
+    ]
     return [["choose", [["compute", 1]], [["hlt"]], [["in", 0x80]], *touch]]
 
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
 from app.explore.marks import Marks
 from app.explore.observe import VIOLATIONS, Flag
 from app.explore.properties import PROPERTIES
+from app.explore.reduction import Outdated, Reduction, version
 from app.explore.tables import Tables, U, Words
 
 NO_WORDS: Words = np.empty(0, dtype=U)
+SHARED = 1 << 14  # a smaller level is one worker's
+MIX = U(0x9E3779B97F4A7C15)
+T = TypeVar("T")
+R = TypeVar("R")
+Each = Callable[..., Iterable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +45,36 @@ class Hit:
     blocked: int | None = None  # the thread that waits, where nobody moves
 
 
-class Seen:
+@dataclass(frozen=True, slots=True)
+class Fall:
+    """As a ``Hit``, of a part of a level; ``order`` says which comes first."""
+
+    name: str
+    order: int
+    thread: int | None
+    sources: Words
+    blocked: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What came of a part of a level."""
+
+    words: Words  # sorted
+    falls: list[Fall]
+    transitions: int
+
+
+class Shard:
     """A set of words: sorted runs of geometrically growing size."""
 
     def __init__(self) -> None:
         self.runs: list[Words] = []
-        self.size = 0
 
     def add(self, words: Words) -> None:
         """Add words that are sorted and not in the set."""
-        self.size += len(words)
+        if not len(words):
+            return
         self.runs.append(words)
         while len(self.runs) > 1 and len(self.runs[-2]) < 2 * len(self.runs[-1]):
             merged = np.concatenate([self.runs.pop(), self.runs.pop()])
@@ -63,13 +91,42 @@ class Seen:
             words = words[run[at] != words]
         return words
 
+
+class Seen:
+    """The states reached, in shards by a hash of the word, which workers look after at the same time."""
+
+    def __init__(self, shards: int = 1) -> None:
+        self.shards = [Shard() for _ in range(shards)]
+        self.size = 0
+
+    def shares(self, words: Words) -> list[Words]:
+        """Divide words by shard; each share keeps their order."""
+        if len(self.shards) == 1:
+            return [words]
+        shard = (words * MIX >> U(33)) % U(len(self.shards))
+        return [words[shard == U(number)] for number in range(len(self.shards))]
+
+    def add(self, words: Words, each: Each = map) -> None:
+        """Add words that are sorted and not in the set."""
+        self.size += len(words)
+        for _ in each(lambda work: work[0].add(work[1]), zip(self.shards, self.shares(words), strict=True)):
+            pass
+
+    def without(self, words: list[Words], each: Each = map) -> Words:
+        """Return what is not in the set, sorted, of words in several sorted arrays."""
+        shares = zip(*each(self.shares, words), strict=True)
+        fresh = list(each(lambda work: work[0].without(distinct(work[1])), zip(self.shards, shares, strict=True)))
+        return fresh[0] if len(fresh) == 1 else distinct(fresh)
+
     def all(self) -> Words:
         """Every word, sorted."""
-        if len(self.runs) > 1:
-            merged = np.concatenate(self.runs)
+        runs = [run for shard in self.shards for run in shard.runs]
+        if len(runs) > 1:
+            merged = np.concatenate(runs)
             merged.sort()
-            self.runs = [merged]
-        return self.runs[0] if self.runs else NO_WORDS
+            self.shards = [Shard()]
+            self.shards[0].runs = runs = [merged]
+        return runs[0] if runs else NO_WORDS
 
 
 @dataclass(slots=True)
@@ -90,7 +147,8 @@ class Result:
 
 def distinct(parts: Iterable[Words]) -> Words:
     """Return the words of all parts, sorted, each once."""
-    words = np.concatenate(list(parts))
+    several = list(parts)
+    words = several[0].copy() if len(several) == 1 else np.concatenate(several)
     words.sort()
     if len(words) < 2:
         return words
@@ -104,17 +162,35 @@ class Search:
     """One search over one set of tables."""
 
     def __init__(
-        self, tables: Tables, wanted: Iterable[str], max_states: int, report: Callable[[Progress], None] | None = None
+        self,
+        tables: Tables,
+        wanted: Iterable[str],
+        max_states: int,
+        report: Callable[[Progress], None] | None = None,
+        workers: int = 1,
     ) -> None:
         self.tables = tables
         self.marks = Marks(tables)
         self.wanted = set(wanted)
         self.max_states = max_states
         self.report = report
-        self.result = Result()
+        self.workers = workers
+        self.pool: ThreadPoolExecutor | None = None
+        self.result = Result(seen=Seen(workers))
+        self.left = NO_WORDS  # the frontier at which a bound was met
+        self.checked = tables.reduction.version if tables.reduction else ()
+        self.checked_states = 0
 
-    def run(self, *, until_decided: bool = False) -> Result:
-        """Search until nothing is new, a bound is met, or (if asked) every wanted property has fallen."""
+    def run(self, *, until_decided: bool = False, depth: int = 0) -> Result:
+        """Search until nothing is new, a bound is met, or (if asked) every wanted property has fallen.
+
+        In the last case ``depth`` levels are searched at least. Raises ``Outdated`` if the tables' reduction does
+        not follow from what the search has learnt.
+        """
+        with ThreadPoolExecutor(self.workers) as self.pool:
+            return self._run(until_decided, depth)
+
+    def _run(self, until_decided: bool, depth: int) -> Result:
         result = self.result
         started = time.monotonic()
         frontier = distinct(
@@ -122,67 +198,120 @@ class Search:
         )
         while len(frontier):
             result.levels.append(frontier)
-            result.seen.add(frontier)
+            result.seen.add(frontier, self._each)
             frontier = self._level(frontier)
             if self.report is not None:
                 elapsed = max(time.monotonic() - started, 1e-6)
                 self.report(Progress(result.states, len(frontier), len(result.levels), result.states / elapsed))
-            if until_decided and not self.wanted - result.hits.keys():
+            self._check_reduction(last=not len(frontier))
+            if until_decided and len(result.levels) >= depth and not self.wanted - result.hits.keys():
                 break
             if len(frontier) and result.states + len(frontier) > self.max_states:
                 result.bound = f"max_states {self.max_states}"
+                self.left = frontier
                 break
         return result
 
+    def look_ahead(self, width: int, depth: int) -> None:
+        """After a bound was met: follow ``width`` states a level, for what there is to learn of threads and objects."""
+        frontier = self.left
+        for _ in range(depth):
+            frontier = self._sample(frontier, width)
+            if not len(frontier):
+                return
+            new = distinct(moves.words for moves in self.tables.moves(frontier))
+            frontier = self.result.seen.without([new])
+            self.result.seen.add(frontier)
+
+    def _sample(self, frontier: Words, width: int) -> Words:
+        """Some of the states: of each state of a thread one, and others evenly."""
+        evenly = np.arange(0, len(frontier), max(1, len(frontier) // width))
+        fields = (self.tables.widths.field(frontier, thread) for thread in self.tables.threads)
+        chosen = [np.unique(field, return_index=True)[1] for field in fields]
+        some: Words = frontier[np.unique(np.concatenate([evenly, *chosen]))]
+        return some
+
+    def _check_reduction(self, *, last: bool) -> None:
+        """Look whether the reduction still follows: at the end, and on the way as the number of states doubles."""
+        reduction = self.tables.reduction
+        if reduction is None or version(self.tables.model) == self.checked:
+            return
+        if last or self.result.states > 2 * self.checked_states:
+            self.checked, self.checked_states = version(self.tables.model), self.result.states
+            later = Reduction(self.tables.model)
+            if not reduction.holds_in(later) or (not last and reduction.knows_less(later)):
+                raise Outdated(later)
+
     def _level(self, frontier: Words) -> Words:
-        parts = []
+        """Let everybody move once, look at what happened, and return what is new."""
+        chunks = np.array_split(frontier, self.workers if len(frontier) >= SHARED else 1)
+        stepped = list(self._each(self._step, chunks))
+        self._keep_earliest([fall for step in stepped for fall in step.falls])
+        self.result.transitions += sum(step.transitions for step in stepped)
+        return self.result.seen.without([step.words for step in stepped], self._each)
+
+    def _each(self, work: Callable[[T], R], items: Iterable[T]) -> Iterable[R]:
+        """Do the work for all items, at the same time if there are workers: numpy lets go of the interpreter's lock."""
+        return map(work, items) if self.pool is None else self.pool.map(work, items)
+
+    def _step(self, frontier: Words) -> Step:
+        """The part of a level that can be done for a part of the frontier."""
+        parts = [NO_WORDS]
+        falls: list[Fall] = []
         moving = np.zeros(len(frontier), dtype=bool)
-        for thread in self.tables.threads:
-            words, flags, source = self.tables.expand(frontier, thread)
-            self.result.transitions += len(words)
-            able = np.zeros(len(frontier), dtype=bool)
-            able[source] = True
-            moving |= able
-            self._check_flags(frontier, thread, flags, source)
-            self._check_blocked(frontier, thread, able)
+        transitions = 0
+        for order, (thread, words, flags, source, tried) in enumerate(self.tables.moves(frontier)):
+            transitions += len(words)
+            moving[source] = True
+            falls += self._flagged(frontier, order, thread, flags, source)
+            falls += self._blocked(frontier, order, thread, source, tried)
             parts.append(words)
-        self._check_deadlock(frontier, moving)
-        return self.result.seen.without(distinct(parts))
+        falls += self._stuck(frontier, moving)
+        return Step(distinct(parts), falls, transitions)
 
     # -- properties --------------------------------------------------------------------------------------
 
     def _open(self, name: str) -> bool:
         """The property is asked for and has not fallen at an earlier level."""
-        hit = self.result.hits.get(name)
-        return name in self.wanted and (hit is None or hit.depth == len(self.result.levels))
+        return name in self.wanted and name not in self.result.hits
 
-    def _hit(self, name: str, thread: int | None, sources: Words, blocked: int | None = None) -> None:
-        if name not in self.result.hits:
-            self.result.hits[name] = Hit(len(self.result.levels), thread, sources, None, blocked)
+    def _keep_earliest(self, falls: list[Fall]) -> None:
+        """Make hits of what fell at this level: whatever the number of workers, the same ones."""
+        for name in dict.fromkeys(fall.name for fall in falls):
+            order = min(fall.order for fall in falls if fall.name == name)
+            same = [fall for fall in falls if fall.name == name and fall.order == order]
+            sources = distinct(fall.sources for fall in same)
+            self.result.hits[name] = Hit(len(self.result.levels), same[0].thread, sources, None, same[0].blocked)
 
-    def _check_flags(self, frontier: Words, thread: int, flags: np.ndarray, source: np.ndarray) -> None:
+    def _flagged(
+        self, frontier: Words, order: int, thread: int, flags: np.ndarray, source: np.ndarray
+    ) -> Iterator[Fall]:
         noted = int(np.bitwise_or.reduce(flags)) if len(flags) else 0
         if noted & VIOLATIONS:
             for item in PROPERTIES.values():
                 if item.flag & noted and self._open(item.name):
-                    self._hit(item.name, thread, np.unique(frontier[source[(flags & item.flag) != 0]]))
+                    yield Fall(item.name, order, thread, frontier[source[(flags & item.flag) != 0]])
         for flag, name in ((Flag.ACCESS, "closed_window"), (Flag.CONSUMED, "no_bystander")):
             if noted & flag and self._open(name):
-                words = np.unique(frontier[source[(flags & flag) != 0]])
+                words = frontier[source[(flags & flag) != 0]]
                 words = words[self.marks.window(words, thread)]
                 if len(words):
-                    self._hit(name, thread, words)
+                    yield Fall(name, order, thread, words)
 
-    def _check_blocked(self, frontier: Words, thread: int, able: np.ndarray) -> None:
+    def _blocked(
+        self, frontier: Words, order: int, thread: int, source: np.ndarray, tried: np.ndarray | None
+    ) -> Iterator[Fall]:
         if thread in self.marks.vmms and self._open("no_bystander"):
-            words = frontier[~able]
+            stuck = np.ones(len(frontier), dtype=bool)
+            stuck[source] = False
+            words = frontier[stuck] if tried is None else frontier[tried[stuck[tried]]]
             words = words[self.marks.waits_for_bystander(words, thread)]
             if len(words):
-                self._hit("no_bystander", None, words, thread)
+                yield Fall("no_bystander", order, None, words, thread)
 
-    def _check_deadlock(self, frontier: Words, moving: np.ndarray) -> None:
+    def _stuck(self, frontier: Words, moving: np.ndarray) -> Iterator[Fall]:
         if self._open("deadlock") and not moving.all():
             words = frontier[~moving]
             words = words[~self.marks.at_rest(words)]
             if len(words):
-                self._hit("deadlock", None, words)
+                yield Fall("deadlock", 0, None, words)

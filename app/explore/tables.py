@@ -7,12 +7,15 @@ of successors, which is filled by the model when a combination is met for the fi
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.explore.model import Model
+from app.explore.reduction import Reduction
 
 Words = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
@@ -60,8 +63,7 @@ class Kind:
         self.dense = self.size <= DENSE
         # Entry numbers plus one; zeroed memory is taken from the system only where it is touched.
         self.index = np.zeros(self.size if self.dense else 0, dtype=np.int32)
-        self.keys = np.empty(0, dtype=np.int64)
-        self.entries = np.empty(0, dtype=np.int64)
+        self.sparse = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)  # keys, sorted, and their entries
         mask = 0
         for component in self.components:
             mask |= widths.mask[component] << widths.shift[component]
@@ -86,28 +88,28 @@ class Kind:
         """The entry of each key, -1 where there is none yet."""
         if self.dense:
             return self.index[keys].astype(np.int64) - 1
-        if not len(self.keys):
+        known, entries = self.sparse
+        if not len(known):
             return np.full(len(keys), -1, dtype=np.int64)
-        at = np.searchsorted(self.keys, keys)
-        at[at == len(self.keys)] = 0
-        return np.where(self.keys[at] == keys, self.entries[at], -1)
+        at = np.searchsorted(known, keys)
+        at[at == len(known)] = 0
+        return np.where(known[at] == keys, entries[at], -1)
 
     def put(self, keys: Numbers, entries: Numbers) -> None:
         """Remember new entries."""
         if self.dense:
             self.index[keys] = entries + 1
             return
-        self.keys = np.concatenate([self.keys, keys])
-        self.entries = np.concatenate([self.entries, entries])
-        order = np.argsort(self.keys)
-        self.keys, self.entries = self.keys[order], self.entries[order]
+        keys = np.concatenate([self.sparse[0], keys])
+        order = np.argsort(keys)
+        self.sparse = keys[order], np.concatenate([self.sparse[1], entries])[order]
 
 
 class Growing:
     """An integer array that grows at its end."""
 
     def __init__(self, dtype: Any) -> None:
-        self.data = np.zeros(1024, dtype=dtype)
+        self.data: NDArray[Any] = np.zeros(1024, dtype=dtype)
         self.size = 0
 
     def extend(self, values: list[int]) -> None:
@@ -119,12 +121,24 @@ class Growing:
         self.size = need
 
 
-class Tables:
-    """All tables of one model for one choice of widths."""
+class Moves(NamedTuple):
+    """One thread's steps from some states: ``source`` is the position of the state that each came from."""
 
-    def __init__(self, model: Model, widths: Widths) -> None:
+    thread: int
+    words: Words
+    flags: Numbers
+    source: Numbers
+    tried: Numbers | None  # the positions at which others move too; None: all
+
+
+class Tables:
+    """All tables of one model for one choice of widths; with ``reduction`` only the moves that matter."""
+
+    def __init__(self, model: Model, widths: Widths, reduction: Reduction | None = None) -> None:
         self.model = model
         self.widths = widths
+        self.reduction = reduction
+        self.lock = Lock()  # held by the worker that learns; the others read what is complete
         self.threads = range(len(model.threads))
         self.kinds: list[list[Kind]] = [[] for _ in self.threads]
         self._by_others: list[dict[tuple[int, ...], int]] = [{} for _ in self.threads]
@@ -142,12 +156,36 @@ class Tables:
             if len(states) > 1 << self.widths.bits[component]
         ]
 
+    def moves(self, words: Words) -> Iterator[Moves]:
+        """Let every thread move in each state, or only one where that is enough."""
+        if self.reduction is None:
+            for thread in self.threads:
+                yield Moves(thread, *self.expand(words, thread), None)
+            return
+        left = np.arange(len(words))
+        stops = [self.reduction.stop_of(thread, self.widths.field(words, thread)) for thread in self.threads]
+        for thread in self.threads:
+            free = self.reduction.free(stops, thread, left)
+            if not len(free):
+                continue
+            new, flags, source = self.expand(words[free], thread)
+            source = free[source]
+            yield Moves(thread, new, flags, source, left[:0])
+            rest = np.zeros(len(words), dtype=bool)
+            rest[left] = True
+            rest[source] = False  # where it has to wait, another may be free
+            left = np.flatnonzero(rest)
+        for thread in self.threads:
+            new, flags, source = self.expand(words[left], thread)
+            yield Moves(thread, new, flags, left[source], left)
+
     def expand(self, words: Words, thread: int) -> tuple[Words, NDArray[np.int64], Numbers]:
         """Let ``thread`` take its next step in each state: successors, their flags, which word each came from."""
         own = self.widths.field(words, thread)
         kinds = self.kind_of[thread][own]
         if (kinds == UNKNOWN).any():
-            self._classify(thread, np.unique(own[kinds == UNKNOWN]))
+            with self.lock:
+                self._classify(thread, np.unique(own[kinds == UNKNOWN]))
             kinds = self.kind_of[thread][own]
         parts = []
         for number in range(len(self.kinds[thread])):
@@ -165,7 +203,9 @@ class Tables:
         keys = kind.key_of(words)
         entries = kind.lookup(keys)
         if (entries < 0).any():
-            self._fill(kind, np.unique(keys[entries < 0]))
+            with self.lock:  # another worker may have met the same combinations meanwhile
+                missing = np.unique(keys[entries < 0])
+                self._fill(kind, missing[kind.lookup(missing) < 0])
             entries = kind.lookup(keys)
         counts = self.count.data[entries]
         total = int(counts.sum())
@@ -181,6 +221,8 @@ class Tables:
 
     def _classify(self, thread: int, own: Numbers) -> None:
         for number in own.tolist():
+            if self.kind_of[thread][number] != UNKNOWN:
+                continue
             others = self.model.kind(thread, number)
             if others is None:
                 self.kind_of[thread][number] = ENDED

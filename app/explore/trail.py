@@ -181,10 +181,29 @@ def difference(name: str, real: Any, old: tuple[Any, ...], new: tuple[Any, ...])
     if type(real).__name__ == "RwSemaphore":
         fields = ("readers", "writer", "queue", "granted")
     if type(real).__name__ == "Memslots":
-        fields = ("slots", "dirty")
+        return _slots_difference(name, old, new)
     changed = []
     for position, (before, after) in enumerate(zip(old, new, strict=True)):
         if before != after:
             field_name = fields[position] if position < len(fields) else str(position)
             changed.append((f"{name}.{field_name}", shown_value(before), shown_value(after)))
     return changed
+
+
+def _slots_difference(name: str, old: tuple[Any, ...], new: tuple[Any, ...]) -> list[tuple[str, str, str]]:
+    """Slot by slot, and the dirty pages of each."""
+    changed: list[tuple[str, str, str]] = []
+    for part, (what, shown) in enumerate((("slot", _shown_slot), ("dirty", shown_value))):
+        before, after = dict(old[part]), dict(new[part])
+        for number in sorted({*before, *after}):
+            was, now = (shown(side[number]) if number in side else "none" for side in (before, after))
+            if was != now:
+                changed.append((f"{name}.{what} {number}", was, now))
+    return changed
+
+
+def _shown_slot(slot: Any) -> str:
+    if slot.invalid:
+        return "INVALID"
+    pages = f"{slot.npages} page{'s' * (slot.npages > 1)}"
+    return f"{pages} READONLY" if slot.readonly else pages

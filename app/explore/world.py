@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from app.core.atomics import Task
+from app.core.errors import KvmError
 from app.core.memslots import Region, Slot, plan
 from app.core.uapi import MpState
 from app.core.variants import Variant, variant
@@ -193,18 +194,33 @@ def _kept(scenario: Scenario, spec: VmSpec) -> Kept:
     return reads, writes
 
 
-def _play(operations: Any, slots: dict[int, Slot]) -> None:
+def _play(operations: Any, slots: dict[int, Slot]) -> bool:
+    """What the operations make of the slots; one that fails is given up, a list as a whole. True if none failed."""
+    whole = True
     for operation in operations:
         args = operation.get("args", {})
         if operation["op"] == "memory_transaction":
-            _play(args["operations"], slots)
+            after = dict(slots)
+            done = _play(args["operations"], after)
+            whole &= done
+            if done or args.get("protect") != "list":
+                slots.clear()
+                slots.update(after)
         elif operation["op"] == "set_memory_region":
-            region = region_of(**args)
-            what = plan(slots, region)
-            if what.new is None:
-                slots.pop(region.slot)
-            else:
-                slots[region.slot] = what.new
+            whole &= _set(region_of(**args), slots)
+    return whole
+
+
+def _set(region: Region, slots: dict[int, Slot]) -> bool:
+    try:
+        what = plan(slots, region)
+    except KvmError:
+        return False
+    if what.new is None:
+        slots.pop(region.slot)
+    else:
+        slots[region.slot] = what.new
+    return True
 
 
 def _name_vcpu(world: World, vcpu: Vcpu, userspace: Any) -> None:

@@ -310,6 +310,7 @@ class ScriptGuest:
             answer = await self.touch(vcpu, step, piece)
             if isinstance(answer, MmioExit) and piece.gpa > pending.phys_addr:
                 return answer
+        await self.position.set(self.after((at - 1) % len(self.program)))  # through jumps, now that it is finished
         return None
 
     def kick(self) -> None:

@@ -1,6 +1,12 @@
-/* The protocol that app/explore searches, as a hand-made model for SPIN: sticky, well-behaved userspace, one
-   transaction (KICK, DELETE m1, DELETE m2, CREATE, RESUME), guests that spin, halt, do device I/O or touch either
-   page. Same question as `kickstand explore --variant sticky --behaviour well --property missing_slot`. */
+/* The protocol that app/explore searches, as a hand-made model for SPIN: one transaction (KICK, DELETE m1, DELETE
+   m2, CREATE, RESUME), guests that spin, halt, do device I/O or touch either page, in any order, for ever. Same
+   question as `kickstand explore --variant sticky --behaviour well --property missing_slot`; -DCARELESS is the
+   userspace that calls KVM_RUN again at once, -DCLEAR is clear_on_exit, -DN=3 the number of vCPUs. */
+#ifdef CLEAR
+#define TAKE(i) req[i] = 0
+#else
+#define TAKE(i) skip
+#endif
 #ifndef N
 #define N 2
 #endif
@@ -21,7 +27,7 @@ sleep:		blocked[i] = 1;
 		atomic { blocked[i] = 0; wake[i] = 0 }
 	:: else ->
 		if
-		:: req[i] -> goto out
+		:: atomic { req[i] -> TAKE(i) }; goto out
 		:: else -> mode[i] = 1
 		fi;
 		if
@@ -43,7 +49,7 @@ exit:		mode[i] = 0;
 		ipi[i] = 0
 	fi;
 	if
-	:: req[i] -> leave = 0; goto out
+	:: atomic { req[i] -> TAKE(i) }; leave = 0; goto out
 	:: else -> skip
 	fi;
 	if
@@ -51,7 +57,9 @@ exit:		mode[i] = 0;
 	:: else -> goto round
 	fi;
 out:	readers--;
+#ifndef CARELESS
 	(!paused);
+#endif
 	goto again
 }
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 START_S = 60
@@ -99,6 +100,11 @@ def visit(page, url):
     while dropped:
         dropped.clear()
         page.reload()
+
+
+def audit(page):
+    """The page's accessibility faults."""
+    return page.evaluate((Path(__file__).parent / "audit.js").read_text())
 
 
 def until(page, expression):

@@ -5,17 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.browser import until, visit
+from tests.browser.browser import audit, until, visit
 from tests.browser.test_views import VIEWS, open_view
 
 # axe-core is used where it is (npm install --prefix DIR axe-core); the audit below is always made.
 AXE = os.environ.get("KICKSTAND_AXE", "")
-
-AUDIT = (Path(__file__).parent / "audit.js").read_text()
-
-
-def audit(page):
-    return page.evaluate(AUDIT)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

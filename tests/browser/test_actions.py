@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.browser.browser import until
+from tests.browser.browser import audit, until
 from tests.browser.test_views import open_view, text
 
 STORY_BUTTONS = (
@@ -67,7 +67,7 @@ def test_the_curl_under_a_button_is_the_call(story, action):
 def test_a_vm_with_real_machine_code_is_made_and_torn(page):
     page.click("#controls details.group > summary")
     page.fill("#controls .fields input[maxlength]", "metal")
-    page.get_by_label("Engine").select_option("x86")
+    page.get_by_role("combobox", name="Engine").select_option("x86")
     page.click("#do-create")
     assert result(page, "create")["ok"]
     until(page, "kickstand.vm()?.id === 'metal' && kickstand.vm().engine === 'x86'")
@@ -90,6 +90,30 @@ def test_a_vm_with_real_machine_code_is_made_and_torn(page):
     until(page, "!kickstand.store.vms.has('metal')")
 
 
+def test_variant_and_userspace_are_chosen(page):
+    page.click("#controls details.group > summary")
+    page.get_by_role("textbox", name="Name").fill("polite")
+    page.get_by_role("spinbutton", name="vCPUs").fill("2")
+    page.get_by_role("combobox", name="Variant").select_option("clear_on_exit")
+    page.click("#do-create")
+    assert result(page, "create")["text"] == "VM polite with 2 vCPUs, variant clear_on_exit"
+    page.get_by_role("combobox", name="Example").select_option("tight")
+    page.get_by_role("combobox", name="Userspace").select_option("well")
+    page.click("#do-load")
+    assert result(page, "load")["ok"]
+    page.click("#do-start")
+    until(page, "kickstand.vm().running === 2")
+    assert page.evaluate("kickstand.vm().threads.map(({ behaviour }) => behaviour).join()") == "well,well"
+    until(page, "kickstand.vm().tally()[3] === 2")
+    page.click("#do-kick")
+    assert "2 vCPUs out of KVM_RUN" in result(page, "kick")["text"]
+    until(page, "kickstand.vm().total('eintr') === 2")
+    page.click("#do-resume")
+    assert result(page, "resume")["ok"]
+    until(page, "kickstand.vm().tally()[3] === 2")
+    assert page.evaluate("kickstand.vm().total('eintr')") == 2  # well-behaved userspace has waited
+
+
 def test_a_refusal_is_told_in_words(page, context):
     context.watch.expected = ("409",)
     page.evaluate("kickstand.runner.run('create', { form: { name: 'default' } })")
@@ -105,6 +129,8 @@ def test_a_refusal_is_told_in_words(page, context):
 
 def test_the_tour_shows_problem_and_cure(page):
     page.click("#open-tour")
+    page.wait_for_selector("#tour h2")
+    assert audit(page) == []
     seen = []
     for step in range(6):
         page.click("#tour-do")

@@ -2,7 +2,7 @@
 
 from urllib.request import Request, urlopen
 
-from tests.browser.browser import until, visit
+from tests.browser.browser import audit, until, visit
 
 # Guest and halted, as painted.
 BOTH_COLOURS = """(() => {
@@ -230,6 +230,7 @@ def test_the_explorer_fills_its_matrix_and_steps_through_a_counterexample(page):
     assert "a hole from 0x1000" in seen[-1]["map"]
     assert "1 torn access" in seen[-1]["map"]
     assert {"KICK waits", "window: nobody inside"} <= {each["kick"] for each in seen}
+    assert audit(page) == []
     page.locator(".lane i").first.click()
     assert f"Step 1 of {length}" in text(page, ".counterexample .step")
     assert "kickstand explore --replay ks1" in text(page, ".counterexample")

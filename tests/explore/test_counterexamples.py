@@ -33,7 +33,7 @@ def test_columns_have_one_row_a_step_and_say_at_the_end_which_property_fell(lost
     assert len(rows) == lost_exit.counterexample.trail.steps == lost_exit.json()["steps"]
     assert "KVM_RUN = -1 EINTR" in rows[-1]
     assert "run_page.fill" in text
-    assert "cpu0.requests: 0 -> USERSPACE_KICK" in text
+    assert "cpu0.requests: 0 -> KICK" in text
     assert last.strip().startswith("=> lost_exit is violated")
 
 

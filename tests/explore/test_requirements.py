@@ -57,6 +57,47 @@ def test_overlapping_ioctls_starve_the_accel_blocker():
     assert starved.fairness == "weak"
 
 
+def slot(gpa=PAGE, size=PAGE, number=0):
+    return {"op": "set_memory_region", "args": {"slot": number, "gpa": gpa, "size": size, "host": PAGE}}
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [slot(3 * PAGE), slot(PAGE)],  # MOVE, MOVE
+        [slot(size=0), slot(), slot(size=0), slot()],  # DELETE, CREATE, DELETE, CREATE
+        [slot(size=0), slot(4 * PAGE, number=1), slot(size=0, number=1), slot()],  # by way of another slot
+    ],
+)
+def test_a_list_that_ends_where_it_began_shows_a_guest_nothing_in_between(operations):
+    def meets_a_hole(protect):
+        change = {"op": "memory_transaction", "args": {"operations": operations, "protect": protect}}
+        scenario = parse(
+            {
+                "name": "there_and_back",
+                "vms": [{"memory_regions": [M1], "program": [["write", PAGE, 1]]}],
+                "vmms": [{"operations": [change]}],
+            }
+        )
+        return verdict(scenario, "region_list", "careless", "missing_slot").verdict
+
+    assert meets_a_hole("list") == "holds"
+    assert meets_a_hole("none") == "violated"
+
+
+def test_an_error_in_the_middle_of_a_list_changes_nothing_for_a_guest():
+    broken = [slot(size=0), slot(size=0, number=7), slot()]
+    change = {"op": "memory_transaction", "args": {"operations": broken, "protect": "list"}}
+    scenario = parse(
+        {
+            "name": "broken_list",
+            "vms": [{"memory_regions": [M1], "program": [["read", PAGE]]}],
+            "vmms": [{"operations": [change]}],
+        }
+    )
+    assert verdict(scenario, "region_list", "careless", "spurious_mmio").verdict == "holds"
+
+
 def test_a_window_that_is_never_closed_breaks_resume_runs_unless_nobody_waits():
     kick_only = parse(
         {

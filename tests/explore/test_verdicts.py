@@ -4,6 +4,7 @@ import pytest
 
 from app.core.variants import variants
 from app.explore.campaign import explore
+from app.explore.crosscheck import differences
 from app.explore.decide import Decision
 from app.explore.properties import PROPERTIES, SAFETY
 from app.explore.scenarios import SCENARIOS, scenario
@@ -51,30 +52,33 @@ def test_holds_keeps_every_property_with_two_vcpus_and_with_two_vmms(behaviour):
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 @pytest.mark.parametrize("variant", variants())
-def test_the_reduced_search_decides_as_the_full_one(variant, behaviour):
-    world = scenario("merge")
-    short, full = (
-        {
-            verdict.property: verdict.verdict
-            for verdict in Decision(world, variant, behaviour, (1, 1), merge=merge).verdicts(PROPERTIES)
-        }
-        for merge in (True, False)
-    )
-    assert short == full
+def test_every_reduction_decides_as_the_full_search(variant, behaviour):
+    assert list(differences("merge", variant, behaviour, unmerged=True)) == []
 
 
 @pytest.mark.parametrize("name", ["hotplug", "two_vms", "pending_io", "other_ioctl", "stuck_fault", "dirty_log"])
 @pytest.mark.parametrize("variant", ["sticky", "global_rwsem"])
-def test_the_reduced_search_decides_as_the_full_one_in_other_scenarios(name, variant):
-    world = scenario(name)
-    short, full = (
-        {
-            verdict.property: verdict.verdict
-            for verdict in Decision(world, variant, "well", (1, 1), merge=merge).verdicts(SAFETY)
-        }
-        for merge in (True, False)
-    )
-    assert short == full
+def test_every_reduction_decides_as_the_full_search_in_other_scenarios(name, variant):
+    assert list(differences(name, variant, "well", properties=SAFETY, unmerged=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("variant", "behaviour"), [("sticky", "careless"), ("check_not_test", "well"), ("holds", "well"), ("none", "well")]
+)
+def test_with_two_vcpus_partial_order_reduction_decides_as_the_search_without(variant, behaviour):
+    assert list(differences("merge", variant, behaviour, (2, 1))) == []
+
+
+def test_any_number_of_workers_finds_the_same(monkeypatch):
+    monkeypatch.setattr("app.explore.search.SHARED", 100)
+
+    def found(workers):
+        world, properties = scenario("merge", 2), ("missing_slot", "spurious_mmio", "bounded_busy")
+        decision = Decision(world, "clear_after_up_write", "careless", (2, 1), learn=1_000, workers=workers)
+        verdicts = [verdict.json() for verdict in decision.verdicts(properties)]
+        return [(cell["verdict"], cell["states"], cell["transitions"], cell["token"]) for cell in verdicts]
+
+    assert found(1) == found(2) == found(3)
 
 
 def test_every_property_falls_somewhere():

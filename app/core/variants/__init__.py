@@ -9,6 +9,7 @@ import errno
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -46,6 +47,7 @@ def load_variant_module(path: Path) -> type[Variant]:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # so that what it defines can go to other processes and back
     spec.loader.exec_module(module)
     _own[path.stem] = _variant_in(module, path.stem)
     return _own[path.stem]

@@ -70,11 +70,14 @@ export function explorer(root, app) {
   async function watch(id) {
     for (let after = -1; !stopped && url.get("exploration") === String(id); ) {
       const seq = app.store.exploration?.data.seq ?? 0;
-      if (seq !== after || !job || !OVER.has(job.state)) job = await get(`/explorations/${encodeURIComponent(id)}`);
+      if (seq !== after || !job || !OVER.has(job.state)) {
+        const answer = await send({ method: "GET", path: `/explorations/${encodeURIComponent(id)}` });
+        if (answer.status === 404) return say(word, "That exploration is not known to the server any more.");
+        if (answer.ok) job = answer.data;
+      }
       after = seq;
-      if (!job) return say(word, "That exploration is not known to the server any more.");
-      draw();
-      if (OVER.has(job.state)) return;
+      if (job) draw();
+      if (OVER.has(job?.state)) return;
       await new Promise((resolve) => setTimeout(resolve, POLL_MS));
     }
   }
