@@ -71,7 +71,7 @@ export function story(app) {
   const remove = el("button", { class: "small", id: "story-end", onclick: () => (hide(), void app.runner.discard(STORY.name)) }, "Stop and remove it");
   const node = el("section", { class: "notice telling", "aria-label": "The story" },
     el("ol", {}, rows.map((row) => row.node)),
-    el("p", { class: "about" }, `The VM ${STORY.name} is this page's example; nothing else is touched. `, remove, " ",
+    el("p", { class: "about" }, `The VM ${STORY.name} is this page's example and keeps a core busy while it runs; nothing else is touched. `, remove, " ",
       el("button", { class: "small", id: "story-hide", onclick: hide }, "Hide this"), " ",
       el("button", { class: "small", onclick: () => app.startTour() }, "The same slowly: the tour")));
   return {
