@@ -22,7 +22,8 @@ LINES = [line.partition("  #")[0].strip() for kind, block in BLOCKS if kind == "
 COMMANDS = [line for line in LINES if line.startswith("kickstand ")]
 OTHERS = ("curl ", "docker compose ", "python3 -m venv ", ". ", "pip install ")  # run by tests of their own
 SMALLER = {"--matrix --vcpus 3": "--matrix", "--matrix": "--matrix --vcpus 1 --variant none"}  # the same about less
-ELSEWHERE = ("kickstand serve", "kickstand explore --matrix --cluster")  # below, and in tests/explore/test_cluster.py
+# Run below, by tests/explore/test_cluster.py, and by tests/explore/test_gallery.py.
+ELSEWHERE = ("kickstand serve", "kickstand explore --matrix --cluster", "kickstand explore --gallery")
 pytestmark = pytest.mark.slow
 
 
