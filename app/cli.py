@@ -185,7 +185,7 @@ def explore(
         list[str] | None, typer.Option(help="A variant; may be given more than once. Default: all.")
     ] = None,
     behaviour: Annotated[list[str] | None, typer.Option(help="well or careless userspace. Default: both.")] = None,
-    vcpus: Annotated[int | None, typer.Option(min=1, max=4, help="vCPUs of each VM.")] = None,
+    vcpus: Annotated[int | None, typer.Option(min=1, max=4, help="vCPUs of the VM that is kicked.")] = None,
     vmms: Annotated[int, typer.Option(min=1, max=2, help="VMM threads, each with a transaction of its own.")] = 1,
     prop: Annotated[list[str] | None, typer.Option("--property", help="A property. Default: all.")] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="Tables only; 1 and 2 vCPUs unless --vcpus says.")] = False,

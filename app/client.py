@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-import httpx
+if TYPE_CHECKING:
+    import httpx
 
 Json = dict[str, Any]
 J = TypeVar("J")
@@ -264,6 +265,8 @@ def _address(address: int | str) -> str:
 
 
 def _options(url: str, token: str | None, timeout: float | None) -> dict[str, Any]:
+    import httpx  # noqa: PLC0415  help and usage errors need no connection
+
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return {
         "base_url": url,
@@ -286,6 +289,8 @@ class Client(Calls[Json, bytes]):
         timeout: float | None = None,
     ) -> None:
         super().__init__(vm)
+        import httpx  # noqa: PLC0415  help and usage errors need no connection
+
         self.http = httpx.Client(
             transport=httpx.HTTPTransport(uds=uds) if uds else None, **_options(url, token, timeout)
         )
@@ -337,6 +342,8 @@ class AsyncClient(Calls[Awaitable[Json], Awaitable[bytes]]):
         timeout: float | None = None,
     ) -> None:
         super().__init__(vm)
+        import httpx  # noqa: PLC0415  help and usage errors need no connection
+
         transport = httpx.AsyncHTTPTransport(uds=uds) if uds else None
         self.http = httpx.AsyncClient(transport=transport, **_options(url, token, timeout))
 

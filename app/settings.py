@@ -43,7 +43,7 @@ class StreamSettings:
     heartbeat_s: float = 10.0
     tick_s: float = 0.005  # events that come closer together than this share one write
     backlog: int = 8_192  # a reader further behind gets a gap and a snapshot
-    write_timeout_s: float = 30.0  # a reader that takes nothing for so long is cut off
+    write_timeout_s: float = 120.0  # a reader that takes nothing for so long is cut off; before that it gets a gap
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from app.main import Protocol, Server, create_app
+from app.main import KEEP_ALIVE_S, Protocol, Server, create_app
 from app.settings import Settings
 
 CLIENTS = 16
@@ -45,7 +45,14 @@ class Served:
     def app(self, app: Any) -> int:
         """Serve any application with the same server under the same options; returns its port."""
         config = uvicorn.Config(
-            app, http=Protocol, ws="none", log_level="warning", access_log=False, server_header=False, lifespan="on"
+            app,
+            http=Protocol,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         return self.run(self._start(uvicorn.Server(config)))
 

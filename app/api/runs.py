@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
+from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
@@ -48,7 +49,6 @@ async def run(request: Request) -> Response:
         timeout_ms=_timeout(asked, context.settings.limits.run_timeout_ms),
         nowait=asked.nowait,
     )
-    await asyncio.sleep(0)
     if not running.task.done():
         await _park(request, running)
     answer = await running.result()
@@ -67,7 +67,8 @@ async def _park(request: Request, running: Running) -> None:
     """Wait for the run to leave, and make it leave when the client has gone."""
     gone = asyncio.create_task(disconnected(request))
     try:
-        await asyncio.wait({running.task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {running.task, gone}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not running.task.done():
             running.signal(Cause.CLIENT_DISCONNECT)
     finally:

@@ -7,6 +7,8 @@ not multiply the state space.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from app.explore.observe import Flag
@@ -131,5 +133,7 @@ class Busy:
 
 def bounded_busy(search: Search) -> Hit | None:
     """The earliest violation over all vCPUs."""
-    hits = [hit for vcpu in search.marks.vcpus if (hit := Busy(search, vcpu).run()) is not None]
+    with ThreadPoolExecutor(search.workers) as pool:
+        found = list(pool.map(lambda vcpu: Busy(search, vcpu).run(), search.marks.vcpus))
+    hits = [hit for hit in found if hit is not None]
     return min(hits, key=lambda hit: hit.depth, default=None)

@@ -1,8 +1,8 @@
-"""One thread with the objects that only it can see: its steps up to the next visible one, and its classes.
+"""One thread with the objects that only it can see: its steps up to the next visible one.
 
 The explorer stores no state in which a thread is about to do something that no other thread could notice:
-such steps are run as the tail of the visible step before them. What remains are *stops*. Stops that answer
-alike to everything the rest of the world can do are one *class* (partition refinement, as for automata).
+such steps are run as the tail of the visible step before them. What remains are *stops*, and the graph of which
+stop follows which, learnt as the search goes on: ``reduction.py`` reads a thread's future from it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def seen_from_outside(trap: Trap) -> bool:
 
 
 class LocalThread:
-    """A thread's stops and classes, learnt on demand."""
+    """A thread's stops, learnt on demand."""
 
     def __init__(
         self, automaton: Automaton, observer: Observer, knowledge: Knowledge, private: Iterable[int], *, merge: bool

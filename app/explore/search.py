@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,8 @@ from app.explore.tables import Tables, U, Words
 
 NO_WORDS: Words = np.empty(0, dtype=U)
 SHARED = 1 << 14  # a smaller level is one worker's
+SWITCH = 1e-4  # seconds; a worker that comes back from numpy does not wait longer for the interpreter
 MIX = U(0x9E3779B97F4A7C15)
-T = TypeVar("T")
 R = TypeVar("R")
 Each = Callable[..., Iterable[Any]]
 
@@ -60,7 +61,7 @@ class Fall:
 class Step:
     """What came of a part of a level."""
 
-    words: Words  # sorted
+    words: list[Words]  # by shard, as they came
     falls: list[Fall]
     transitions: int
 
@@ -106,17 +107,19 @@ class Seen:
         shard = (words * MIX >> U(33)) % U(len(self.shards))
         return [words[shard == U(number)] for number in range(len(self.shards))]
 
-    def add(self, words: Words, each: Each = map) -> None:
-        """Add words that are sorted and not in the set."""
-        self.size += len(words)
-        for _ in each(lambda work: work[0].add(work[1]), zip(self.shards, self.shares(words), strict=True)):
+    def add(self, shares: list[Words], each: Each = map) -> None:
+        """Add words, by shard, that are sorted and not in the set."""
+        self.size += sum(map(len, shares))
+        for _ in each(Shard.add, self.shards, shares):
             pass
 
-    def without(self, words: list[Words], each: Each = map) -> Words:
-        """Return what is not in the set, sorted, of words in several sorted arrays."""
-        shares = zip(*each(self.shares, words), strict=True)
-        fresh = list(each(lambda work: work[0].without(distinct(work[1])), zip(self.shards, shares, strict=True)))
-        return fresh[0] if len(fresh) == 1 else distinct(fresh)
+    def without(self, shares: list[list[Words]], each: Each = map) -> list[Words]:
+        """Return what is not in the set, by shard and sorted, of words in several lists by shard."""
+        return list(each(self._fresh, self.shards, zip(*shares, strict=True)))
+
+    @staticmethod
+    def _fresh(shard: Shard, words: Iterable[Words]) -> Words:
+        return shard.without(distinct(words))
 
     def all(self) -> Words:
         """Every word, sorted."""
@@ -187,19 +190,28 @@ class Search:
         In the last case ``depth`` levels are searched at least. Raises ``Outdated`` if the tables' reduction does
         not follow from what the search has learnt.
         """
-        with ThreadPoolExecutor(self.workers) as self.pool:
-            return self._run(until_decided, depth)
+        interval = sys.getswitchinterval()
+        try:
+            if self.workers > 1:
+                sys.setswitchinterval(SWITCH)
+            with ThreadPoolExecutor(self.workers) as self.pool:
+                return self._run(until_decided, depth)
+        finally:
+            sys.setswitchinterval(interval)
 
     def _run(self, until_decided: bool, depth: int) -> Result:
         result = self.result
         started = time.monotonic()
-        frontier = distinct(
+        initial = distinct(
             [np.array([self.tables.widths.pack(state) for state in self.tables.model.initial()], dtype=U)]
         )
+        shares = result.seen.shares(initial)
+        frontier = initial
         while len(frontier):
             result.levels.append(frontier)
-            result.seen.add(frontier, self._each)
-            frontier = self._level(frontier)
+            result.seen.add(shares, self._each)
+            shares = self._level(frontier, shares)
+            frontier = shares[0] if len(shares) == 1 else np.concatenate(shares)
             if self.report is not None:
                 elapsed = max(time.monotonic() - started, 1e-6)
                 self.report(Progress(result.states, len(frontier), len(result.levels), result.states / elapsed))
@@ -214,14 +226,15 @@ class Search:
 
     def look_ahead(self, width: int, depth: int) -> None:
         """After a bound was met: follow ``width`` states a level, for what there is to learn of threads and objects."""
-        frontier = self.left
+        frontier = distinct([self.left])
         for _ in range(depth):
             frontier = self._sample(frontier, width)
             if not len(frontier):
                 return
-            new = distinct(moves.words for moves in self.tables.moves(frontier))
-            frontier = self.result.seen.without([new])
-            self.result.seen.add(frontier)
+            new = np.concatenate([moves.words for moves in self.tables.moves(frontier)])
+            shares = self.result.seen.without([self.result.seen.shares(new)])
+            self.result.seen.add(shares)
+            frontier = distinct(shares)
 
     def _sample(self, frontier: Words, width: int) -> Words:
         """Some of the states: of each state of a thread one, and others evenly."""
@@ -242,17 +255,16 @@ class Search:
             if not reduction.holds_in(later) or (not last and reduction.knows_less(later)):
                 raise Outdated(later)
 
-    def _level(self, frontier: Words) -> Words:
+    def _level(self, frontier: Words, shares: list[Words]) -> list[Words]:
         """Let everybody move once, look at what happened, and return what is new."""
-        chunks = np.array_split(frontier, self.workers if len(frontier) >= SHARED else 1)
-        stepped = list(self._each(self._step, chunks))
+        stepped = list(self._each(self._step, shares if len(frontier) >= SHARED else [frontier]))
         self._keep_earliest([fall for step in stepped for fall in step.falls])
         self.result.transitions += sum(step.transitions for step in stepped)
         return self.result.seen.without([step.words for step in stepped], self._each)
 
-    def _each(self, work: Callable[[T], R], items: Iterable[T]) -> Iterable[R]:
+    def _each(self, work: Callable[..., R], *items: Iterable[Any]) -> Iterable[R]:
         """Do the work for all items, at the same time if there are workers: numpy lets go of the interpreter's lock."""
-        return map(work, items) if self.pool is None else self.pool.map(work, items)
+        return map(work, *items) if self.pool is None or self.workers == 1 else self.pool.map(work, *items)
 
     def _step(self, frontier: Words) -> Step:
         """The part of a level that can be done for a part of the frontier."""
@@ -267,7 +279,7 @@ class Search:
             falls += self._blocked(frontier, order, thread, source, tried)
             parts.append(words)
         falls += self._stuck(frontier, moving)
-        return Step(distinct(parts), falls, transitions)
+        return Step(self.result.seen.shares(np.concatenate(parts)), falls, transitions)
 
     # -- properties --------------------------------------------------------------------------------------
 

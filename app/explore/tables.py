@@ -208,16 +208,19 @@ class Tables:
                 self._fill(kind, missing[kind.lookup(missing) < 0])
             entries = kind.lookup(keys)
         counts = self.count.data[entries]
-        total = int(counts.sum())
+        first = self.first.data[entries]
         base = words & kind.keep
-        if total == len(words) and counts.min() == 1:
-            successor = self.first.data[entries]
-        else:
-            source = np.repeat(np.arange(len(words)), counts)
-            offset = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-            successor = self.first.data[entries][source] + offset
-            base, here = base[source], here[source]
-        return base | self.value.data[successor], self.flags.data[successor], here
+        most = int(counts.max())
+        if most == 1 and counts.min() == 1:
+            return base | self.value.data[first], self.flags.data[first], here
+        sources, successors = [], []
+        for number in range(most):  # ``np.repeat`` would do, but keeps other workers waiting
+            source = np.flatnonzero(counts > number)
+            sources.append(source)
+            successors.append(first[source] + number)
+        source = np.concatenate([here[:0], *sources])
+        successor = np.concatenate([first[:0], *successors])
+        return base[source] | self.value.data[successor], self.flags.data[successor], here[source]
 
     def _classify(self, thread: int, own: Numbers) -> None:
         for number in own.tolist():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -56,7 +55,7 @@ class EventLog:
         self._start = clock()
         # The ring in columns, and Records only of what somebody has read: vCPUs report far more than is looked at,
         # and a container an event would keep the garbage collector busy.
-        self._times = array("q", bytes(8 * capacity))
+        self._times = [0] * capacity
         self._vms: list[str | None] = [None] * capacity
         self._vcpus: list[int | None] = [None] * capacity
         self._names: list[str] = [""] * capacity

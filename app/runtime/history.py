@@ -94,12 +94,16 @@ class History:
     def follow(self, call: Call, run: Run) -> None:
         """``call`` began KVM_RUN and ends with it."""
         call.vcpu = run.vcpu.id
+        if run.task.done():
+            error = run.task.exception()
+            self.end(call, None if error else run.task.result(), error if isinstance(error, KvmError) else None)
+            return
 
         def left(result: RunResult | None, error: KvmError | None) -> None:
             call.sent = run.sent
             self.end(call, result, error)
 
-        def done(task: asyncio.Task[RunResult]) -> None:
+        def done(task: asyncio.Future[RunResult]) -> None:
             if task.cancelled():
                 call.given_up = True
                 self.open -= 1

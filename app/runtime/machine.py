@@ -194,7 +194,10 @@ class Machine:
             thread.kill()
         for run in tuple(self.runs):
             run.destroyed()
-        ending = [*(run.task for run in self.runs), *(thread.task for thread in self.threads.values())]
+        ending: list[asyncio.Future[Any]] = [
+            *(run.task for run in self.runs),
+            *(thread.task for thread in self.threads.values()),
+        ]
         if ending:
             await asyncio.wait(ending)
         for vcpu in self.vm.vcpus.values():

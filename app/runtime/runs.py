@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from app.core.atomics import Effect
 from app.core.errors import KvmError
 from app.core.vcpu import Cause, PageWrites, RunResult, Vcpu
 from app.runtime import views
-from app.runtime.tasks import perform, perform_now
+from app.runtime.tasks import begin, perform, perform_now, unwind
 
 if TYPE_CHECKING:
     from app.runtime.machine import Machine
@@ -35,31 +37,49 @@ class Run:
         self.on_end: Callable[[RunResult | None, KvmError | None], None] = _nobody_listens
         self._sent: Cause | None = None
         self._started = time.monotonic_ns()
-        loop = asyncio.get_running_loop()
-        self._timer = (
-            None if timeout_ms is None else loop.call_later(timeout_ms / 1000, self.signal, Cause.POLL_TIMEOUT)
-        )
-        self.task: asyncio.Task[RunResult] = loop.create_task(self._perform(page))
+        self._timer: asyncio.TimerHandle | None = None
+        self.task: asyncio.Future[RunResult] = asyncio.get_running_loop().create_future()
         machine.runs.add(self)
         if machine.journal is not None and machine.vm.memslots.dirty:
             machine.journal.note(machine)  # if this process is killed now, what the guest writes will not be known
-        self.task.add_done_callback(self._done)
+        self._core = vcpu.run_from_userspace(tid, page)
+        self._begin(timeout_ms)
+
+    def _begin(self, timeout_ms: int | None) -> None:
+        """Run as far as it goes without waiting; a task takes over what is left, if anything is."""
+        loop = asyncio.get_running_loop()
+        try:
+            begun = begin(self._core, self.machine.choose)
+        except StopIteration as stop:
+            self.task.set_result(stop.value)
+        except KvmError as error:
+            self.task.set_exception(error)
+            self.task.exception()  # whether anybody asks for it or not
+        else:
+            if timeout_ms is not None:
+                self._timer = loop.call_later(timeout_ms / 1000, self.signal, Cause.POLL_TIMEOUT)
+            self.task = loop.create_task(self._go_on(begun))
+            self.task.add_done_callback(self._done)
+            return
+        self.machine.runs.discard(self)
 
     @property
     def sent(self) -> Cause | None:
         """Why ``signal`` asked the run to leave, if it did."""
         return self._sent
 
-    async def _perform(self, page: PageWrites | None) -> RunResult:
+    async def _go_on(self, begun: Effect) -> RunResult:
         try:
-            result = await perform(self.vcpu.run_from_userspace(self.tid, page), self.machine.choose)
+            result = await perform(self._core, self.machine.choose, begun)
         except KvmError as error:
             self.on_end(None, error)
             raise
         self.on_end(result, None)
         return result
 
-    def _done(self, task: asyncio.Task[RunResult]) -> None:
+    def _done(self, task: asyncio.Future[RunResult]) -> None:
+        if inspect.getcoroutinestate(self._core) == inspect.CORO_SUSPENDED:
+            unwind(self._core)  # the task was cancelled before it had its first turn
         if self._timer is not None:
             self._timer.cancel()
         self.machine.runs.discard(self)

@@ -22,10 +22,21 @@ def first_choice(_alternatives: int) -> int:
     return 0
 
 
+def begin(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice) -> Effect:
+    """Run a core coroutine up to the first effect that takes a task, which is ``perform``'s to go on from.
+
+    ``StopIteration`` with the result if there is none: most calls never wait.
+    """
+    effect = core.send(None)
+    while type(effect) is Choice:
+        effect = core.send(choose(effect.alternatives))
+    return effect
+
+
 async def perform(  # noqa: C901  one branch an effect
-    core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice
+    core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice, begun: Effect | None = None
 ) -> T:
-    """Run one core coroutine to its end and return its result.
+    """Run one core coroutine to its end and return its result; ``begun``: from where ``begin`` has brought it.
 
     Cancellation throws ``Killed`` into the coroutine, lets its clean-up run, and then cancels. An error of
     what it waits for outside the kernel is thrown into it too.
@@ -33,7 +44,8 @@ async def perform(  # noqa: C901  one branch an effect
     answer: Any = None
     loop = asyncio.get_running_loop()
     try:
-        effect = core.send(None)
+        # Nobody was waiting since ``begin``, so that a wake-up may have been missed: the guard is looked at again.
+        effect = begun if type(begun) is Outside else core.send(None)
         while True:
             answer = None
             if type(effect) is Blocked:
@@ -61,7 +73,7 @@ async def perform(  # noqa: C901  one branch an effect
         result: T = stop.value
         return result
     except asyncio.CancelledError:
-        _unwind(core)
+        unwind(core)
         raise
 
 
@@ -92,7 +104,7 @@ class Waiter:
             self.woken.set_result(None)
 
 
-def _unwind(core: Coroutine[Effect, Any, Any]) -> None:
+def unwind(core: Coroutine[Effect, Any, Any]) -> None:
     """Throw ``Killed`` and run the clean-up, which gives locks back and therefore never blocks."""
     try:
         effect = core.throw(Killed())

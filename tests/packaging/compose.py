@@ -52,8 +52,8 @@ class Engine:
         elif succeeds("podman", "info"):
             self.name, self.compose_command = "podman", (sys.executable, "-m", "podman_compose")
         else:
-            pytest.fail("no container engine here: neither `docker info` with `docker compose version`, nor "
-                        "`podman info` succeeds", pytrace=False)  # fmt: skip
+            pytest.exit("no container engine here: neither `docker info` with `docker compose version`, nor `podman "
+                        "info` succeeds", returncode=1)  # fmt: skip
         self.env = os.environ | {"KICKSTAND_PORT": str(PORT), "MATRIX_VCPUS": "1", "BUILDAH_LAYERS": "false"}
 
     def run(self, *arguments, check=True):

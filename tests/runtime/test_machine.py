@@ -248,7 +248,7 @@ async def test_locks_name_readers_and_the_queue_in_order_with_ages(registry):
     kick = asyncio.create_task(machine.kick())
     await until(lambda: machine.vm.variant.memory_transaction.queue)
     machine.start_run(1)
-    await until(lambda: len(machine.vm.variant.memory_transaction.queue) == 2)
+    await until(lambda: len(machine.locks()["queue"]) == 2 and machine.locks()["queue"][1]["age_ns"])
     locks = machine.locks()
     assert [(entry["who"], entry["side"]) for entry in locks["queue"]][1:] == [(1, "read")]
     assert locks["queue"][0]["age_ns"] >= locks["queue"][1]["age_ns"] > 0

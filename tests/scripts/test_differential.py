@@ -12,7 +12,7 @@ from app.scripts.quirks import QUIRKS, explained
 from app.scripts.script import check, parse_trace
 from app.scripts.shrink import blank, shrink
 
-SEEDS = 36
+SEEDS = 24
 
 
 async def made(seed, emulator="x86"):
