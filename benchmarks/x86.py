@@ -17,7 +17,7 @@ from importlib import import_module
 from _harness import Ratio, at_least, at_most, compare, judged, measured, process_ns, report
 
 from app.core.memslots import Region
-from app.core.vcpu import Cause
+from app.core.run_page import Cause
 from app.runtime.registry import Registry
 from app.scripts.presets import PRESETS
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from app.api.hub import Hub
 from app.api.sessions import Sessions
 from app.core.errors import KvmError, errno_name
-from app.core.vcpu import Cause
+from app.core.run_page import Cause
 from app.journal.directory import Directory, default_directory, warn
 from app.journal.journal import StateJournal
 from app.runtime.machine import Machine

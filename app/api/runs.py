@@ -20,7 +20,7 @@ from app.api.problems import invalid, wrong_media_type
 from app.api.replies import reply
 from app.api.schemas import Run
 from app.core.errors import KvmError
-from app.core.vcpu import Cause
+from app.core.run_page import Cause
 from app.runtime.machine import DEFAULT_RUN_MS
 from app.runtime.runs import Run as Running
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar, get_args
 
-from app.core.atomics import Killed, Mutex, Shared, Task, atomic, preempt
+from app.core.arch import VcpuArch
+from app.core.atomics import Killed, Mutex, Task, preempt
 from app.core.errors import KvmError
 from app.core.guest import (
     Exit,
@@ -28,6 +27,7 @@ from app.core.guest import (
     UserExit,
 )
 from app.core.requests import IN_GUEST_MODE, KVM_REQ_UNBLOCK, Request, RequestBits, VcpuMode
+from app.core.run_page import KICKED, Cause, KvmRun, PageWrites, RunResult
 from app.core.trace import (
     BLOCKED,
     EXITING,
@@ -49,9 +49,9 @@ from app.core.trace import (
     VcpuState,
 )
 from app.core.uapi import ExitReason, MpState
+from app.core.watched import Watched
 
 if TYPE_CHECKING:
-    from app.core.rwsem import Srcu
     from app.core.vm import Vm
 
 T = TypeVar("T")
@@ -72,238 +72,6 @@ SETTABLE_MP_STATES = (
     MpState.SIPI_RECEIVED,
     MpState.AP_RESET_HOLD,
 )
-
-
-class Cause(StrEnum):
-    """Why KVM_RUN answered EINTR. The last two are a signal that the control plane sent."""
-
-    USERSPACE_KICK = "userspace_kick"
-    SIGNAL = "signal"
-    IMMEDIATE_EXIT = "immediate_exit"
-    POLL_TIMEOUT = "poll_timeout"
-    CLIENT_DISCONNECT = "client_disconnect"
-
-
-KICKED = Cause.USERSPACE_KICK
-
-
-@dataclass(slots=True)
-class RunResult:
-    """What KVM_RUN answered: ``ret`` 0 or -1, and what the shared page holds then."""
-
-    ret: int
-    errno: int | None
-    exit_reason: ExitReason
-    exit: UserExit | None  # the exit that this call filled in; None unless ``ret`` is 0
-    cause: Cause | None
-
-
-@dataclass(frozen=True, slots=True)
-class PageWrites:
-    """What a VMM writes into the shared page right before one KVM_RUN; None leaves a field alone."""
-
-    reply: bytes | None = None
-    immediate_exit: bool | None = None  # for this call only
-
-
-class KvmRun(Shared):
-    """``struct kvm_run``: the page a vCPU thread shares with the kernel."""
-
-    __slots__ = ("exit_reason", "exit", "reply", "immediate_exit", "request_interrupt_window")
-    FIELDS = ("exit_reason", "exit", "reply", "immediate_exit", "request_interrupt_window")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.exit_reason = ExitReason.UNKNOWN
-        self.exit: UserExit | None = None
-        self.reply: bytes | None = None  # what userspace wrote as the device's answer; None: nothing new
-        self.immediate_exit = False
-        self.request_interrupt_window = False
-
-    @atomic
-    async def fill(self, exit: UserExit) -> None:
-        """Describe an exit to userspace."""
-        self.exit_reason = exit.reason
-        self.exit = exit
-
-    @atomic
-    async def interrupted(self) -> None:
-        """A signal ends KVM_RUN: KVM_EXIT_INTR. A kick leaves the exit reason as it was."""
-        self.exit_reason = ExitReason.INTR
-
-    @atomic
-    async def read(self) -> tuple[ExitReason, UserExit | None]:
-        """Userspace reads the exit reason and the exit that was filled in last."""
-        return self.exit_reason, self.exit
-
-    @atomic
-    async def write(self, page: PageWrites) -> None:
-        """Userspace writes the device's answer into the data area, or a flag."""
-        if page.reply is not None:
-            self.reply = page.reply
-        if page.immediate_exit is not None:
-            self.immediate_exit = page.immediate_exit
-
-    @atomic
-    async def take_reply(self) -> bytes | None:
-        """The kernel reads the data area; None if it still holds what the last exit left there."""
-        taken, self.reply = self.reply, None
-        return taken
-
-    @atomic
-    async def set_immediate_exit(self, value: bool) -> None:
-        """Userspace (or its signal handler) writes ``immediate_exit``."""
-        self.immediate_exit = value
-
-    @atomic
-    async def wants_immediate_exit(self) -> bool:
-        """The kernel reads ``immediate_exit``."""
-        return self.immediate_exit
-
-    @atomic
-    async def set_request_interrupt_window(self, value: bool) -> None:
-        """Userspace writes ``request_interrupt_window``."""
-        self.request_interrupt_window = value
-
-    @atomic
-    async def wants_interrupt_window(self) -> bool:
-        """The kernel reads ``request_interrupt_window``."""
-        return self.request_interrupt_window
-
-
-class VcpuArch(Shared):
-    """``vcpu->arch``: multiprocessing state, events that wait for delivery, the access that waits for userspace."""
-
-    __slots__ = ("mp_state", "pending", "irr", "nmi", "init", "sipi", "srcu_index")
-    FIELDS = ("mp_state", "pending", "irr", "nmi", "init", "sipi", "srcu_index")
-
-    def __init__(self, mp_state: MpState) -> None:
-        super().__init__()
-        self.mp_state = mp_state
-        self.pending: IoExit | MmioExit | None = None  # complete_userspace_io
-        self.irr: tuple[int, ...] = ()  # vectors that the in-kernel irqchip holds for this vCPU
-        self.nmi = False
-        self.init = False
-        self.sipi: int | None = None
-        self.srcu_index: int | None = None
-
-    @atomic
-    async def get_mp_state(self) -> MpState:
-        """The multiprocessing state."""
-        return self.mp_state
-
-    @atomic
-    async def set_mp_state(self, mp_state: MpState) -> None:
-        """``kvm_arch_vcpu_ioctl_set_mpstate``: SIPI_RECEIVED is INIT_RECEIVED with a SIPI pending."""
-        if mp_state is MpState.SIPI_RECEIVED:
-            self.mp_state, self.sipi = MpState.INIT_RECEIVED, 0
-        else:
-            self.mp_state = mp_state
-
-    @atomic
-    async def queue_vector(self, vector: int) -> None:
-        """The in-kernel irqchip accepts an interrupt; one that is pending already is merged."""
-        if vector not in self.irr:
-            self.irr = tuple(sorted((*self.irr, vector), reverse=True))
-
-    @atomic
-    async def queue_nmi(self) -> None:
-        """KVM_NMI."""
-        self.nmi = True
-
-    @atomic
-    async def queue_init(self) -> None:
-        """An INIT reaches the local APIC."""
-        self.init = True
-
-    @atomic
-    async def queue_sipi(self, vector: int) -> None:
-        """A start-up IPI reaches the local APIC."""
-        self.sipi = vector
-
-    @atomic
-    async def events(self) -> tuple[bool, bool, bool]:
-        """Pending: (INIT or a SIPI that is awaited, NMI, interrupt)."""
-        starting = self.init or (self.sipi is not None and self.mp_state is MpState.INIT_RECEIVED)
-        return starting, self.nmi, bool(self.irr)
-
-    @atomic
-    async def take_nmi(self) -> bool:
-        """The NMI is about to be delivered."""
-        taken, self.nmi = self.nmi, False
-        return taken
-
-    @atomic
-    async def take_vector(self) -> int | None:
-        """The highest pending vector is about to be delivered."""
-        if not self.irr:
-            return None
-        vector, *rest = self.irr
-        self.irr = tuple(rest)
-        return vector
-
-    @atomic
-    async def accept_init_sipi(self) -> int | None:
-        """``kvm_apic_accept_events``: INIT_RECEIVED after INIT, RUNNABLE after SIPI, whose vector it returns."""
-        if self.init:
-            self.init = False
-            self.mp_state = MpState.INIT_RECEIVED
-        if self.mp_state is MpState.INIT_RECEIVED and self.sipi is not None:
-            vector, self.sipi = self.sipi, None
-            self.mp_state = MpState.RUNNABLE
-            return vector
-        return None
-
-    @atomic
-    async def expect_completion(self, exit: IoExit | MmioExit) -> None:
-        """Set ``complete_userspace_io``: the next KVM_RUN finishes this access first."""
-        self.pending = exit
-
-    @atomic
-    async def take_completion(self) -> IoExit | MmioExit | None:
-        """Return and clear ``complete_userspace_io``."""
-        taken, self.pending = self.pending, None
-        return taken
-
-    @atomic
-    async def srcu_read_lock(self, srcu: Srcu) -> None:
-        """``kvm_vcpu_srcu_read_lock``."""
-        self.srcu_index = srcu.enter()
-
-    @atomic
-    async def srcu_read_unlock(self, srcu: Srcu) -> None:
-        """``kvm_vcpu_srcu_read_unlock``."""
-        if self.srcu_index is not None:
-            srcu.exit(self.srcu_index)
-            self.srcu_index = None
-
-
-@dataclass(slots=True)
-class Counters:
-    """Statistics for watchers; no part of the protocol."""
-
-    runs: int = 0
-    exits: int = 0
-    eintr: int = 0
-    spins: int = 0  # EINTR again although the guest was not entered since the last EINTR
-    entries: int = 0
-    halts: int = 0
-    halt_wakeups: int = 0
-    signal_exits: int = 0
-    request_irq_exits: int = 0
-    mmio: int = 0
-    pio: int = 0
-    faults_retried: int = 0
-
-
-@dataclass(slots=True)
-class Watched:
-    """What observers read of a vCPU without an operation."""
-
-    state: VcpuState = VcpuState.USER
-    cause: Cause | None = None
-    entered_since_eintr: bool = True
-    counters: Counters = field(default_factory=Counters)
 
 
 class Vcpu:

@@ -17,7 +17,7 @@ from types import CellType, CodeType, CoroutineType, FrameType, FunctionType, Ge
 from typing import Any
 
 from app.core.atomics import Choice, Preempt
-from app.core.vcpu import RunResult
+from app.core.run_page import RunResult
 from app.explore.liveness_of_locals import live_locals
 from app.explore.objects import Proxy, Ref, Trap, dispose
 

@@ -20,7 +20,8 @@ from app.core.uapi import ExitReason
 from app.guests.script import Piece, ScriptGuest, Step
 
 if TYPE_CHECKING:
-    from app.core.vcpu import KvmRun, RunResult, Vcpu
+    from app.core.run_page import KvmRun, RunResult
+    from app.core.vcpu import Vcpu
     from app.core.vm import Vm
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from app.core.errors import KvmError
 from app.core.requests import Request
 from app.core.uapi import KVM_REGS, KVM_SREGS, ExitReason, MpState
-from app.core.vcpu import Counters, Vcpu
+from app.core.vcpu import Vcpu
+from app.core.watched import Counters
 from app.guests.script import ScriptGuest
 from app.journal.format import COUNTERS, CPU, FORMAT, MACHINE, SLOTS, check
 from app.journal.records import all_dirty, load_exit, load_slots

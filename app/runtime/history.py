@@ -20,7 +20,7 @@ from app.guests.host_memory import Arena, HostMemory
 if TYPE_CHECKING:
     import asyncio
 
-    from app.core.vcpu import Cause, RunResult
+    from app.core.run_page import Cause, RunResult
     from app.runtime.runs import Run
 
 C = TypeVar("C")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from app.core.atomics import Effect
 from app.core.errors import KvmError
-from app.core.vcpu import Cause, PageWrites, RunResult, Vcpu
+from app.core.run_page import Cause, PageWrites, RunResult
+from app.core.vcpu import Vcpu
 from app.runtime import views
 from app.runtime.tasks import begin, perform, perform_now, unwind
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from app.core.errors import KvmError
 from app.core.guest import HltExit, InternalErrorExit, ShutdownExit, UserExit
-from app.core.vcpu import ACCESSES, PageWrites, RunResult, Vcpu
+from app.core.run_page import PageWrites, RunResult
+from app.core.vcpu import ACCESSES, Vcpu
 from app.runtime.tasks import perform, perform_now
 
 if TYPE_CHECKING:

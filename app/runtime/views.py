@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from app.core.errors import errno_name
 from app.core.guest import InternalErrorExit, IoExit, MmioExit, UserExit
 from app.core.requests import request_names
+from app.core.run_page import Cause, PageWrites, RunResult
 from app.core.rwsem import RwSemaphore
 from app.core.trace import VcpuState
-from app.core.vcpu import Cause, PageWrites, RunResult, Vcpu
+from app.core.vcpu import Vcpu
 from app.runtime import userspace
 from app.runtime.tasks import Waiter
 

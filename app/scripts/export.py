@@ -16,8 +16,8 @@ from typing import Any
 
 from app.core.errors import KvmError, errno_name
 from app.core.memslots import Region
+from app.core.run_page import Cause, RunResult
 from app.core.uapi import PAGE_SHIFT, MpState
-from app.core.vcpu import Cause, RunResult
 from app.guests.host_memory import Arena
 from app.runtime import views
 from app.runtime.history import Call

@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 
 from app.core.errors import KvmError, errno_name
 from app.core.memslots import Region
+from app.core.run_page import Cause
 from app.core.trace import VcpuState
 from app.core.uapi import Fd, MpState
-from app.core.vcpu import Cause
 from app.runtime.machine import Machine
 from app.runtime.runs import Run
 from app.scripts import operations as ops

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from app.core.memslots import Region
+from app.core.run_page import Cause
 from app.core.trace import VcpuState
-from app.core.vcpu import Cause
 from app.demo import PROTECTED_MODE
 from app.runtime.registry import Registry
 

@@ -9,8 +9,8 @@ import pytest
 from app.core.atomics import blocked
 from app.core.guest import MmioExit
 from app.core.requests import Request
+from app.core.run_page import Cause, PageWrites
 from app.core.uapi import ExitReason, MpState
-from app.core.vcpu import Cause, PageWrites
 from tests.stepper import Thread, World
 
 IN_GUEST = "VcpuMode.wait_interrupt"

@@ -9,9 +9,9 @@ import pytest
 
 from app.core.errors import KvmError
 from app.core.memslots import Region
+from app.core.run_page import Cause
 from app.core.trace import VcpuState
 from app.core.uapi import Fd, ioctl_by_name
-from app.core.vcpu import Cause
 from app.guests import engines
 from app.guests.host_memory import HostMemory
 from app.guests.kvm.addresses import Addresses, refused

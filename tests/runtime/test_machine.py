@@ -10,8 +10,8 @@ import pytest
 
 from app.core.errors import KvmError
 from app.core.memslots import Region
+from app.core.run_page import Cause
 from app.core.trace import VcpuState
-from app.core.vcpu import Cause
 from app.runtime.registry import Limits, Registry
 
 PAGE = 4096

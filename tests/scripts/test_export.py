@@ -8,8 +8,8 @@ import pytest
 
 from app.core.errors import KvmError
 from app.core.memslots import Region
+from app.core.run_page import Cause
 from app.core.trace import VcpuState
-from app.core.vcpu import Cause
 from app.runtime.history import History
 from app.runtime.registry import Registry
 from app.scripts.backends import InProcess

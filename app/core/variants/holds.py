@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from app.core.atomics import Task
-    from app.core.vcpu import KvmRun, Vcpu
+    from app.core.run_page import KvmRun
+    from app.core.vcpu import Vcpu
     from app.core.vm import Vm
 
 

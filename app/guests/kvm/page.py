@@ -15,8 +15,8 @@ from app.core.guest import (
     UserExit,
     WindowExit,
 )
+from app.core.run_page import KvmRun, PageWrites
 from app.core.uapi import KVM_RUN, KVM_RUN_EXITS, ExitReason, InternalError, IoDirection
-from app.core.vcpu import KvmRun, PageWrites
 
 REASON = KVM_RUN.offset("exit_reason")
 UNION = KVM_RUN.offset("exit")

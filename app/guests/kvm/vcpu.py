@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from app.core.atomics import Killed, outside
 from app.core.errors import KvmError
 from app.core.guest import IoExit, MmioExit
+from app.core.run_page import Cause
 from app.core.trace import VcpuState
 from app.core.uapi import KVM_INTERRUPT, KVM_MP_STATE, ExitReason, MpState
-from app.core.vcpu import Cause, Vcpu
+from app.core.vcpu import Vcpu
 from app.guests.kvm import device
 from app.guests.kvm.guest import DeviceGuest
 from app.guests.kvm.page import DeviceRunPage

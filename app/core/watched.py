@@ -1,0 +1,36 @@
+"""What observers read of a vCPU without an operation: its visible state and its statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from app.core.run_page import Cause
+from app.core.trace import VcpuState
+
+
+@dataclass(slots=True)
+class Counters:
+    """Statistics for watchers; no part of the protocol."""
+
+    runs: int = 0
+    exits: int = 0
+    eintr: int = 0
+    spins: int = 0  # EINTR again although the guest was not entered since the last EINTR
+    entries: int = 0
+    halts: int = 0
+    halt_wakeups: int = 0
+    signal_exits: int = 0
+    request_irq_exits: int = 0
+    mmio: int = 0
+    pio: int = 0
+    faults_retried: int = 0
+
+
+@dataclass(slots=True)
+class Watched:
+    """What observers read of a vCPU without an operation."""
+
+    state: VcpuState = VcpuState.USER
+    cause: Cause | None = None
+    entered_since_eintr: bool = True
+    counters: Counters = field(default_factory=Counters)
