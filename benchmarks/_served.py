@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from app.main import KEEP_ALIVE_S, Protocol, Server, create_app
+from app.main import KEEP_ALIVE_S, Protocol, Server, bind, create_app
 from app.settings import Settings
 
 CLIENTS = 16
@@ -57,7 +57,7 @@ class Served:
         return self.run(self._start(uvicorn.Server(config)))
 
     async def _start(self, server: uvicorn.Server) -> int:
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = bind(Settings(port=0))  # as the product binds: a bare socket would keep Nagle's algorithm on
         listener.setblocking(False)
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
