@@ -1,6 +1,9 @@
 """Guest memory as the CPU keeps it in view: slots that change, code that is rewritten, logs, sharing."""
 
 import struct
+from pathlib import Path
+
+import pytest
 
 from app.core.guest import HltExit, InternalErrorExit, IoExit, MmioExit
 from app.guests.x86.cpu import X86Cpu
@@ -205,3 +208,17 @@ def test_stops_do_not_change_while_the_translator_runs(mode, engine, monkeypatch
         assert machine.run() == IoExit("out", 1, 0x42, 1, b"\x00")
     assert changed
     assert not any(changed)
+
+
+@pytest.mark.slow
+def test_a_guest_that_writes_to_its_own_code_page_does_not_take_more_and_more_memory():
+    machine = Machine("prot32", "830500180000" + "01ebf7", engine="precise")  # add dword [0x1800], 1; jmp to it
+    slices = 300
+
+    def resident_after(count):
+        for _ in range(count):
+            assert machine.cpu.run(100) is None
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before = resident_after(2 * slices)
+    assert resident_after(4 * slices) - before < 1 << 20

@@ -16,6 +16,7 @@ from app.core.guest import Exit, InterruptedExit, IoExit, MmioExit, WindowExit
 from app.core.uapi import PAGE_SHIFT
 from app.guests.x86.cpu import X86Cpu
 from app.guests.x86.memory import Segment
+from app.guests.x86.rotation import rotation
 from app.guests.x86.turns import Turns
 
 if TYPE_CHECKING:
@@ -70,23 +71,43 @@ class X86Guest:
     def __init__(self, vcpu: Vcpu, memory: HostMemory, mode: str, turns: Turns) -> None:
         self.cpu = X86Cpu(SlotMemory(vcpu.vm.memslots, memory), mode=mode)
         self._turns = turns if mode == "fast" else None
+        self._turn: asyncio.Future[None] | None = None
 
     async def enter(self, vcpu: Vcpu) -> Exit:
         """Execute until an exit or an IPI."""
         self.cpu.window_requested = await vcpu.run_page.wants_interrupt_window() and not vcpu.vm.irqchip
-        while True:
-            if await vcpu.mode.interrupted():
-                return InterruptedExit()
-            exit = await self._slice()
+        run = self._run_sliced if self._turns is None else self._run_on_thread
+        return await run(vcpu)
+
+    async def _run_sliced(self, vcpu: Vcpu) -> Exit:
+        mine = rotation()
+        mine.guests += 1
+        try:
+            while not await vcpu.mode.interrupted():
+                if mine.guests > 1:
+                    self._turn = mine.turn()
+                    await outside(self._turn)
+                    if await vcpu.mode.interrupted():
+                        break
+                exit = self.cpu.run(SLICE)
+                if exit is not None and not isinstance(exit, InterruptedExit):
+                    return exit
+                if mine.guests == 1:
+                    await preempt()
+            return InterruptedExit()
+        finally:
+            mine.guests -= 1
+
+    async def _run_on_thread(self, vcpu: Vcpu) -> Exit:
+        while not await vcpu.mode.interrupted():
+            exit = await self._on_thread()
             if exit is not None and not isinstance(exit, InterruptedExit):
                 return exit
+        return InterruptedExit()
 
-    async def _slice(self) -> Exit | None:
+    async def _on_thread(self) -> Exit | None:
         if self._turns is None:
-            exit = self.cpu.run(SLICE)
-            if exit is None:
-                await preempt()
-            return exit
+            raise RuntimeError("a sliced guest has no thread")
         self.cpu.clear_stop()
         turn = self._turns.take(self.cpu)
         try:
@@ -102,9 +123,11 @@ class X86Guest:
         return self.cpu.complete(reply)
 
     def kick(self) -> None:
-        """Stop the guest thread; a sliced guest looks for the IPI by itself."""
+        """Stop the guest thread; a sliced guest looks for the IPI by itself, and need not wait for its turn."""
         if self._turns is not None:
             self.cpu.stop()
+        elif self._turn is not None and not self._turn.done():
+            self._turn.set_result(None)
 
     def interrupts_allowed(self) -> bool:
         """IF is set and nothing shadows it."""

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _MAX_CODE_PAGES = 4096
+# Unicorn gives the room of translated code back only when it forgets all of it: a guest that writes to its own
+# code page would fill a gigabyte.
+_MAX_FORGOTTEN = 256
 _OF_ONE_ENGINE = "breakpoints"  # pointers
 
 
@@ -46,6 +49,7 @@ class Translator:
         self._mmu: Mmu | None = None
         self._code = CodePages(counted=counted)
         self._written: set[int] = set()
+        self._forgotten = 0  # pages since all of it was forgotten
         self._stale_tlb = False
         self._new_code: tuple[int, int, bool] | None = None  # a page that a run wanted to translate from first
         self._version = -1
@@ -152,10 +156,14 @@ class Translator:
         for host in hosts:
             self.engine.forget_page(host)
             self._code.tlb_flushed()
+            self._forgotten += 1
+        if self._forgotten >= _MAX_FORGOTTEN:
+            self._forget_code()
 
     def _forget_code(self) -> None:
         self._code.forget_all()
         self.engine.flush_code()
+        self._forgotten = 0
         self._flush_tlb()
 
     def _flush_tlb(self) -> None:
