@@ -144,9 +144,15 @@ class Calls(Generic[J, B]):
         """Delete one slot."""
         return self._json("DELETE", self._vm(f"/memory-regions/{slot}"))
 
-    def memory_transaction(self, operations: Sequence[Json], protect: str | None = None) -> J:
-        """Several slot changes, all or none, protected by ``kick``, ``list`` or ``none``."""
-        return self._json("POST", self._vm("/memory-transaction"), _given(operations=list(operations), protect=protect))
+    def memory_transaction(
+        self, operations: Sequence[Json], protect: str | None = None, timeout_ms: int | None = None
+    ) -> J:
+        """Several slot changes, all or none, protected by ``kick``, ``list`` or ``none``.
+
+        ETIMEDOUT, and nothing has changed, if the kick takes longer than ``timeout_ms``.
+        """
+        body = _given(operations=list(operations), protect=protect, timeout_ms=timeout_ms)
+        return self._json("POST", self._vm("/memory-transaction"), body)
 
     def dirty_log(self, slot: int) -> J:
         """KVM_GET_DIRTY_LOG."""

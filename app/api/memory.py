@@ -96,7 +96,7 @@ async def delete_memory_region(request: Request, machine: TheMachine, slot: Slot
 async def memory_transaction(request: Request, machine: TheMachine, body: schemas.Transaction) -> Response:
     """Apply slot changes in order, all or nothing, protected as asked or as the variant does it."""
     regions = [operation.region(operation.slot) for operation in body.operations]
-    return reply(await while_connected(request, machine.memory_transaction(regions, body.protect)))
+    return reply(await while_connected(request, machine.memory_transaction(regions, body.protect, body.timeout_ms)))
 
 
 @router.get("/dirty-log/{slot}", answer=answers.DirtyPages, ioctl="KVM_GET_DIRTY_LOG")

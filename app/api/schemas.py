@@ -200,10 +200,14 @@ class SlottedRegion(Region):
 
 
 class Transaction(Body):
-    """Slot changes in order, all or nothing. ``protect`` null: as the VM's variant does it."""
+    """Slot changes in order, all or nothing. ``protect`` null: as the VM's variant does it.
+
+    ``timeout_ms`` is for the kick, which waits without one as the ioctl does.
+    """
 
     operations: list[SlottedRegion]
     protect: Literal["kick", "none", "list"] | None = None
+    timeout_ms: Milliseconds | None = None
 
 
 class ClearDirtyLog(Body):

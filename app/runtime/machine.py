@@ -276,10 +276,13 @@ class Machine:
         else:
             settled[slot_id] = slot
 
-    async def memory_transaction(self, regions: Sequence[Region], protect: str | None = None) -> dict[str, Any]:
+    async def memory_transaction(
+        self, regions: Sequence[Region], protect: str | None = None, timeout_ms: int | None = None
+    ) -> dict[str, Any]:
         """Apply ``regions`` in order, all or none, protected by a kick, by the batch ioctl, or not at all.
 
-        Errors as KVM_SET_USER_MEMORY_REGION, with the number of the operation; the slots are as before then.
+        Errors as KVM_SET_USER_MEMORY_REGION, with the number of the operation, and ETIMEDOUT if the kick takes
+        longer than ``timeout_ms``; the slots are as before then.
         """
         protect = protect or self.vm.variant.protects_by
         async with self._transaction:
@@ -289,7 +292,7 @@ class Machine:
             self.settled = dict(slots.slots), {slot: set(pages) for slot, pages in slots.dirty.items()}
             try:
                 if protect == "kick":
-                    drain_ns, window_ns = await self._in_window(regions)
+                    drain_ns, window_ns = await self._in_window(regions, timeout_ms)
                 elif protect == "list":
                     drain_ns, window_ns = 0, await self._timed(self._apply_list(regions))
                 else:
@@ -300,8 +303,8 @@ class Machine:
         results = [{"ret": 0, "errno": None} for _ in regions]
         return {"results": results, "drain_ns": drain_ns, "window_ns": window_ns, "seq": self.log.seq}
 
-    async def _in_window(self, regions: Sequence[Region]) -> tuple[int, int]:
-        kicked = await self.kick()
+    async def _in_window(self, regions: Sequence[Region], timeout_ms: int | None) -> tuple[int, int]:
+        kicked = await self.kick(timeout_ms)
         self.unsettled += 1
         try:
             window_ns = await self._timed(self._apply(regions))

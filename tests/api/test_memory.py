@@ -160,3 +160,17 @@ async def test_clearing_more_pages_than_any_slot_has_is_refused_without_counting
     await client.put(f"{vm}/memory-regions/0", json=region)
     answer = await client.post(f"{vm}/dirty-log/{slot}/clear", json={"num_pages": (1 << 32) - 1})
     assert answer.status_code in (404, 422), answer.text
+
+
+async def test_a_transaction_whose_kick_times_out_changes_nothing(client, machine, vm, memory):
+    await client.put(f"{vm}/memory-regions/1", json=region(memory))
+    stuck = machine.thread("stuck")
+    semaphore = machine.vm.variant.memory_transaction
+    await machine.call(semaphore.down_read(stuck))
+    body = {"operations": [region(memory, slot=1, memory_size=0)], "timeout_ms": 5}
+    try:
+        assert_problem(await client.post(f"{vm}/memory-transaction", json=body), 504, "ETIMEDOUT")
+    finally:
+        await machine.call(semaphore.up_read())
+    assert [found["slot"] for found in (await client.get(f"{vm}/memory-regions")).json()["regions"]] == [1]
+    assert (await client.get(vm)).json()["kicked"] is False

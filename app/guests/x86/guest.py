@@ -106,8 +106,7 @@ class X86Guest:
         return InterruptedExit()
 
     async def _on_thread(self) -> Exit | None:
-        if self._turns is None:
-            raise RuntimeError("a sliced guest has no thread")
+        assert self._turns is not None
         self.cpu.clear_stop()
         turn = self._turns.take(self.cpu)
         try:
