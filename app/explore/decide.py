@@ -307,7 +307,7 @@ class Decision:
         schedule = schedule_of(trail, name, about)
         run = replay(self.scenario, self.kind, self.behaviour, schedule)
         token = encode(self.scenario, self.kind, self.behaviour, self.size, schedule)
-        verdict = f"{name} is violated: {_story(name, trail, about)}"
+        verdict = f"{name} is violated; {_story(name, trail, about)}"
         return Counterexample(trail, schedule, token, self.model.objects.names, verdict, self.scenario, run.told)
 
 
@@ -321,7 +321,7 @@ def _story(name: str, trail: Trail, about: int) -> str:
         "resume_runs": f"{who} never runs again",
         "bounded_busy": f"{who} returned EINTR three times in a row",
     }
-    return stories.get(name, "not so: " + PROPERTIES[name].summary)
+    return stories.get(name, "rule: " + PROPERTIES[name].summary)
 
 
 def schedule_of(trail: Trail, name: str, about: int) -> Schedule:
