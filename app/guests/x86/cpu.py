@@ -150,7 +150,8 @@ class X86Cpu:
         if self._stop_requested:
             return None, False
         if self._state.rip == start:
-            return self._emulator.step(), False  # makes progress, whatever the engine did not like
+            # A loop whose length divides the slice, or an engine that did nothing: one step is progress for certain.
+            return self._emulator.step(), count > 0
         return None, count > 0
 
     def _trapped(self, stop: Stop) -> Exit | None:

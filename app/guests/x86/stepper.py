@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _DATA_PAGES = 128  # more than any one instruction touches
 _CODE_PAIRS = 512  # instructions whose translation is kept
+_STEPS = 4096  # Unicorn translates some instructions anew each time, and gives no room back before it forgets all
 _VECTOR, _HALF, _SELECTOR = 16, 8, 2
 _SEGMENT_LOADS = frozenset((0x07, 0x17, 0x1F, 0x8E, 0x9A, 0xC4, 0xC5, 0xCA, 0xCB, 0xCF, 0xEA, 0xFF, 0x0F))
 _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
@@ -78,6 +79,7 @@ class Stepper:
         self._code = self._data + _DATA_PAGES * PAGE
         self._blank = self._code + 2 * _CODE_PAIRS * PAGE
         self._known: dict[tuple[int, bytes], int] = {}
+        self._steps = 0  # since translated code was forgotten
         self._engine.map([(self._data, self._blank + PAGE)])
         self._engine.on_fill = self._fill
         self._engine.watch_accesses(self._access)
@@ -144,7 +146,14 @@ class Stepper:
         self._code_page = self._place_code(code)
         self._fetched = len(code)
         self._next_page = self._begun = False
+        self._steps += 1
+        if self._steps >= _STEPS:
+            self._forget_code()
         self._engine.flush_tlb()
+
+    def _forget_code(self) -> None:
+        self._steps = 0
+        self._engine.flush_code()
 
     def _place_code(self, code: bytes) -> int:
         """Put the bytes on a pair of pages that never held others, so that no old translation applies."""
@@ -152,7 +161,7 @@ class Stepper:
         if key not in self._known:
             if len(self._known) == _CODE_PAIRS:
                 self._known.clear()
-                self._engine.flush_code()
+                self._forget_code()
             self._known[key] = self._code + 2 * len(self._known) * PAGE
             ctypes.memmove(self._known[key] + self._linear % PAGE, code, len(code))
         return self._known[key]

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _MAX_CODE_PAGES = 4096
-# Unicorn gives the room of translated code back only when it forgets all of it: a guest that writes to its own
-# code page would fill a gigabyte.
+# Unicorn gives the room of translated code back only when it forgets all of it. A guest that writes to its own code
+# page is translated anew each time, and so is (about a kilobyte) what a counted run is left in the middle of: without
+# a limit either fills a gigabyte. Forgetting costs about a millisecond.
 _MAX_FORGOTTEN = 256
+_MAX_RUNS = 512
 _OF_ONE_ENGINE = "breakpoints"  # pointers
 
 
@@ -50,6 +52,7 @@ class Translator:
         self._code = CodePages(counted=counted)
         self._written: set[int] = set()
         self._forgotten = 0  # pages since all of it was forgotten
+        self._runs = 0  # counted ones since then
         self._stale_tlb = False
         self._new_code: tuple[int, int, bool] | None = None  # a page that a run wanted to translate from first
         self._version = -1
@@ -120,6 +123,9 @@ class Translator:
 
     def run(self, count: int) -> Stop:
         """Execute at most ``count`` instructions, or without limit if it is 0."""
+        self._runs += count > 0
+        if self._runs >= _MAX_RUNS:
+            self._forget_code()
         if self._written:
             self._drop(self._code.take_changed(self._written))
             self._written.clear()
@@ -163,7 +169,7 @@ class Translator:
     def _forget_code(self) -> None:
         self._code.forget_all()
         self.engine.flush_code()
-        self._forgotten = 0
+        self._forgotten = self._runs = 0
         self._flush_tlb()
 
     def _flush_tlb(self) -> None:
