@@ -125,7 +125,7 @@ class Translator:
         """Execute at most ``count`` instructions, or without limit if it is 0."""
         self._runs += count > 0
         if self._runs >= _MAX_RUNS:
-            self._forget_code()
+            self._make_room()
         if self._written:
             self._drop(self._code.take_changed(self._written))
             self._written.clear()
@@ -164,12 +164,16 @@ class Translator:
             self._code.tlb_flushed()
             self._forgotten += 1
         if self._forgotten >= _MAX_FORGOTTEN:
-            self._forget_code()
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Drop translations, but not what the search of their pages found: that is what costs."""
+        self._forgotten = self._runs = 0
+        self.engine.flush_code()
 
     def _forget_code(self) -> None:
         self._code.forget_all()
-        self.engine.flush_code()
-        self._forgotten = self._runs = 0
+        self._make_room()
         self._flush_tlb()
 
     def _flush_tlb(self) -> None:
