@@ -55,6 +55,12 @@ class Row:
     drains_ns: list[int] = field(default_factory=list)
     spins: int = 0
     stuck: int = 0  # kicks that did not return in time
+    kicked_by: str | None = None  # the variant that stands in for this one, if not itself
+
+    @property
+    def title(self) -> str:
+        """The variant, and what stands in for it."""
+        return self.variant if self.kicked_by in (None, self.variant) else f"{self.variant} (by {self.kicked_by})"
 
     @property
     def as_expected(self) -> bool:
@@ -67,6 +73,7 @@ class Row:
         return {
             "engine": self.engine,
             "variant": self.variant,
+            "kicked_by": self.kicked_by or self.variant,
             "spurious_mmio_unprotected": self.spurious_without,
             "spurious_mmio": self.spurious_with,
             "drain_ns_median": self.drain_ns(0.5),
@@ -198,7 +205,10 @@ def run(engines: Sequence[str], rounds: int, *, progress: bool = True) -> list[R
         with _progress(len(rows) * rounds * 2, enabled=progress) as advance:
             for number, row in enumerate(rows):
                 client.vm = f"demo{number}"
-                client.create_vm(id=client.vm, vcpus=VCPUS, variant=row.variant, engine=row.engine)
+                vm = client.create_vm(id=client.vm, vcpus=VCPUS, variant=row.variant, engine=row.engine)
+                # A real kernel has no kick: what stands in for a variant that needs one is what can be expected.
+                row.kicked_by = vm.get("kicked_by", row.variant)
+                row.expected_clean = proved[row.kicked_by]
                 play(client, row, rounds, advance)
                 client.delete()
     return rows
@@ -243,7 +253,7 @@ def table(rows: Sequence[Row]) -> Any:
             engine = row.engine
         made.add_row(
             row.engine,
-            row.variant,
+            row.title,
             str(row.spurious_without),
             str(row.spurious_with),
             f"{row.drain_ns(0.5) / 1e3:.0f} ({row.drain_ns(1) / 1e3:.0f})",
