@@ -18,14 +18,17 @@ import tempfile
 import time
 from pathlib import Path
 
+from _harness import Ratio, at_most, judged, report, skipped
+
 HERE = Path(__file__).parent
-ROUNDS = 3
+ROUNDS = {1: 3, 2: 3, 3: 1}  # by vCPUs
+GOALS = {1: 1.0, 2: 1.0, 3: 2.0}
 CELLS = {  # variant and behaviour: SPIN's switches
     ("sticky", "well"): [],
     ("sticky", "careless"): ["-DCARELESS"],
     ("clear_on_exit", "careless"): ["-DCARELESS", "-DCLEAR"],
 }
-SIZES = (1, 2, 3)
+SIZES = tuple(ROUNDS)
 ASK = """
 import sys
 from app.explore.campaign import explore
@@ -65,33 +68,32 @@ def kickstand(variant: str, behaviour: str, vcpus: int, folder: str) -> tuple[fl
     return timed([[sys.executable, "-c", ASK, variant, behaviour, str(vcpus)]], folder)
 
 
-def compare(variant: str, behaviour: str, vcpus: int) -> bool:
-    """Ask both in turn, print the medians and the ratio; whether the verdicts agree."""
-    results: dict[str, list[tuple[float, float, str]]] = {"spin": [], "kickstand": []}
-    for _ in range(ROUNDS):
-        for name, ask in (("spin", spin), ("kickstand", kickstand)):
-            with tempfile.TemporaryDirectory() as folder:
-                results[name].append(ask(variant, behaviour, vcpus, folder))
-    cpu = {name: statistics.median(run[0] for run in runs) for name, runs in results.items()}
-    print(f"{variant}, {behaviour}, {vcpus} vCPUs")
-    for name, runs in results.items():
-        wall = statistics.median(run[1] for run in runs)
-        spread = max(run[0] for run in runs) - min(run[0] for run in runs)
-        said = runs[0][2].strip()
-        print(f"  {name:10} {cpu[name]:7.2f} s CPU (spread {spread:.2f}) {wall:7.2f} s wall  {said} states")
-    print(f"  kickstand needs {cpu['kickstand'] / cpu['spin']:.2f} of SPIN's CPU time", flush=True)
-    return len({runs[0][2].split()[0] for runs in results.values()}) == 1
+def question(variant: str, behaviour: str, vcpus: int) -> Ratio:
+    """Ask both in turn: CPU time as a fraction of SPIN's. ``RuntimeError`` if the verdicts differ."""
+    runs: list[tuple[float, float]] = []
+    said: set[tuple[str, str]] = set()
+    for _ in range(ROUNDS[vcpus]):
+        with tempfile.TemporaryDirectory() as folder:
+            theirs, _, their_answer = spin(variant, behaviour, vcpus, folder)
+            ours, _, our_answer = kickstand(variant, behaviour, vcpus, folder)
+        runs.append((ours, theirs))
+        said.add((our_answer.strip(), their_answer.strip()))
+    our_answer, their_answer = min(said)
+    if our_answer.split()[0] != their_answer.split()[0]:
+        raise RuntimeError(f"{variant}, {behaviour}, {vcpus} vCPUs: kickstand {our_answer}, spin {their_answer}")
+    seconds = [statistics.median(side) for side in zip(*runs, strict=True)]
+    note = f"{seconds[0]:.2f} s against {seconds[1]:.2f} s; {our_answer} states, spin {their_answer.split()[1]}"
+    row = f"explorer to its verdict, {variant}, {behaviour}, {vcpus} vCPUs"
+    return judged(row, "SPIN, compiled", [us / them for us, them in runs], at_most(GOALS[vcpus]), note=note)
 
 
-def main() -> int:
-    """Compare every cell at every size; exit status 1 if two verdicts differ."""
+def main() -> None:
+    """Compare every cell at every size."""
     if not shutil.which("spin") or not shutil.which("cc"):
-        print("needs spin and a C compiler (Debian: apt-get install spin gcc)")
-        return 0
-    agreed = [compare(*cell, vcpus) for vcpus in SIZES for cell in CELLS]
-    print("the verdicts agree" if all(agreed) else "THE VERDICTS DIFFER")
-    return int(not all(agreed))
+        report([skipped("explorer to its verdict", "needs spin and a C compiler (Debian: apt-get install spin gcc)")])
+        return
+    report([question(*cell, vcpus) for vcpus in SIZES for cell in CELLS])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
