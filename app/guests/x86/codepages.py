@@ -21,19 +21,24 @@ from app.guests.x86.memory import PAGE
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_STOPS = rb"[\x6c-\x6f\xe4-\xe7\xec-\xef\xf4]|\x0f[\x05\x30\x32\x34]"
-# Unicorn rewrites the flags before these have stored, and they are lost if the store is refused: RCL and RCR always,
-_STOPS += rb"|[\xc0\xc1\xd0-\xd3](?=[\x10-\x1f\x50-\x5f\x90-\x9f]|\Z)"
-# PUSH of a segment register, which stores 16 bits whatever room it makes,
-_STOPS += rb"|[\x06\x0e\x16\x1e]|\x0f[\xa0\xa8]"
-# CMPXCHG8B and its like, which take flags that are not up to date,
-_STOPS += rb"|\x0f\xc7"
-# LOCK where it is not allowed, which it takes for nothing, and LOCK NEG, which it does twice on a device and with the
-# flags of the negated value: everything but ADD to XOR, XCHG, NOT, INC, DEC, BTS, BTR, BTC, CMPXCHG, XADD in memory,
-_LOCKED = rb"(?:[\x00\x01\x08\x09\x10\x11\x18\x19\x20\x21\x28\x29\x30\x31\x80-\x83\x86\x87][\x00-\xbf]"
-_LOCKED += rb"|[\xf6\xf7][\x10-\x17\x50-\x57\x90-\x97]|[\xfe\xff][\x00-\x0f\x40-\x4f\x80-\x8f]"
-_LOCKED += rb"|\x0f(?:[\xab\xb0\xb1\xb3\xbb\xc0\xc1][\x00-\xbf]|\xba[\x28-\x3f\x68-\x7f\xa8-\xbf]))"
-_STOPS += rb"|\xf0(?![\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf0\xf2\xf3]*+" + _LOCKED + rb")"
+# Everything that may be locked, in memory: ADD to XOR, XCHG, NOT, INC, DEC, BTS, BTR, BTC, CMPXCHG, XADD; but for NEG.
+_LOCKED = (
+    rb"(?:[\x00\x01\x08\x09\x10\x11\x18\x19\x20\x21\x28\x29\x30\x31\x80-\x83\x86\x87][\x00-\xbf]"
+    rb"|[\xf6\xf7][\x10-\x17\x50-\x57\x90-\x97]|[\xfe\xff][\x00-\x0f\x40-\x4f\x80-\x8f]"
+    rb"|\x0f(?:[\xab\xb0\xb1\xb3\xbb\xc0\xc1][\x00-\xbf]|\xba[\x28-\x3f\x68-\x7f\xa8-\xbf]))"
+)
+_STOPS = (
+    rb"[\x6c-\x6f\xe4-\xe7\xec-\xef\xf4]|\x0f[\x05\x30\x32\x34]"
+    # Unicorn rewrites flags before these have stored, and they are lost if the store is refused: RCL and RCR always,
+    rb"|[\xc0\xc1\xd0-\xd3](?=[\x10-\x1f\x50-\x5f\x90-\x9f]|\Z)"
+    # PUSH of a segment register, which stores 16 bits whatever room it makes,
+    rb"|[\x06\x0e\x16\x1e]|\x0f[\xa0\xa8]"
+    # CMPXCHG8B and its like, which take flags that are not up to date,
+    rb"|\x0f\xc7"
+    # LOCK where it is not allowed, which it takes for nothing, and LOCK NEG, which it does twice on a device and with
+    # the flags of the negated value,
+    rb"|\xf0(?![\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf0\xf2\xf3]*+" + _LOCKED + rb")"
+)
 # what looks at all flags within the instruction, in code that counts: it takes what was collected (see ``Engine.run``)
 # for an operand: PUSHF, DAA and its like, VERR, LAR, LSL,
 _COUNTED = rb"|[\x27\x2f\x37\x3f\x9c]|\x0f[\x00\x02\x03]"
