@@ -57,6 +57,14 @@ def _run_after_failure(operations: Sequence[Operation], _emulator: dict[str, Any
     return bool(mine) and mine[-1] in ("run", "finish_run", "set_run_flag")
 
 
+def _nmi_behind_nmi(operations: Sequence[Operation], _emulator: dict[str, Any], _device: dict[str, Any]) -> bool:
+    last = operations[-1]
+    if last.op not in ("run", "finish_run", "get_regs"):
+        return False
+    mine = [step.op for step in operations[:-1] if getattr(step.args, "vcpu", None) == getattr(last.args, "vcpu", None)]
+    return mine.count("nmi") > 1
+
+
 QUIRKS: tuple[Quirk, ...] = (
     Quirk(
         "run-without-memory",
@@ -88,6 +96,13 @@ QUIRKS: tuple[Quirk, ...] = (
         "KVM_RUN again after KVM_INTERNAL_ERROR_EMULATION: the #UD that KVM queued is delivered on hardware; a vendor "
         "module that has to emulate the guest refuses to run one with a pending exception, with the same exit again.",
         _run_after_failure,
+    ),
+    Quirk(
+        "nmi-behind-nmi",
+        "An NMI that waits for the IRET of the one before: with an NMI window, as hardware has, it is delivered right "
+        "behind that IRET; the recording machine's vendor module has no such window, so that it comes at the first "
+        "entry after the guest's next exit, however many instructions later that is.",
+        _nmi_behind_nmi,
     ),
 )
 

@@ -99,8 +99,18 @@ def test_every_quirk_has_a_reason_and_a_test_of_its_own():
     failure = {"exit_reason": "INTERNAL_ERROR", "suberror": 1}
     assert explained([*run, run[-1]], {"exit_reason": "HLT"}, failure).name == "run-after-failure"
     assert explained(run, {"exit_reason": "HLT"}, failure) is None
+    nmi = parse_operations([{"op": "nmi", "args": {"vcpu": 0}}])
+    assert explained([*nmi, *nmi, run[-1]], {"exit_reason": "HLT"}, {"exit_reason": "IO"}).name == "nmi-behind-nmi"
+    assert explained([*nmi, run[-1]], {"exit_reason": "HLT"}, {"exit_reason": "IO"}) is None
     assert all(len(quirk.reason) > 40 for quirk in QUIRKS)
-    names = {"run-without-memory", "unbacked-slot", "pic-ports", "frame-in-a-hole", "run-after-failure"}
+    names = {
+        "run-without-memory",
+        "unbacked-slot",
+        "pic-ports",
+        "frame-in-a-hole",
+        "run-after-failure",
+        "nmi-behind-nmi",
+    }
     assert {quirk.name for quirk in QUIRKS} == names
 
 
