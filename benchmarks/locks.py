@@ -14,7 +14,7 @@ from _harness import Ratio, at_least, at_most, compare, report
 
 from app.core.atomics import Task, outside
 from app.core.rwsem import RwSemaphore, Side
-from app.runtime.tasks import perform
+from app.runtime.tasks import perform, perform_on_thread
 
 TIMES = 20_000
 CYCLES = {100: 20, 1_000: 4, 4_096: 1}
@@ -89,7 +89,7 @@ class Ours(Pattern):
         super().__init__(readers)
 
     def reader(self, number):
-        return perform(self._reader(Task(f"reader {number}")))
+        return perform_on_thread(self._reader(Task(f"reader {number}")))
 
     async def _reader(self, task):
         while True:

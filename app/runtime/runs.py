@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from app.core.atomics import Effect
 from app.core.errors import KvmError
 from app.core.run_page import Cause, PageWrites, RunResult
 from app.core.vcpu import Vcpu
 from app.runtime import views
-from app.runtime.tasks import begin, perform, perform_now, unwind
+from app.runtime.tasks import HostThread, begin, perform_now
 
 if TYPE_CHECKING:
+    from app.core.atomics import Effect
     from app.runtime.machine import Machine
 
 
@@ -43,14 +42,12 @@ class Run:
         machine.runs.add(self)
         if machine.journal is not None and machine.vm.memslots.dirty:
             machine.journal.note(machine)  # if this process is killed now, what the guest writes will not be known
-        self._core = vcpu.run_from_userspace(tid, page)
-        self._begin(timeout_ms)
+        self._begin(vcpu.run_from_userspace(tid, page), timeout_ms)
 
-    def _begin(self, timeout_ms: int | None) -> None:
-        """Run as far as it goes without waiting; a task takes over what is left, if anything is."""
-        loop = asyncio.get_running_loop()
+    def _begin(self, core: Coroutine[Effect, Any, RunResult], timeout_ms: int | None) -> None:
+        """Run as far as it goes without waiting; a thread takes over what is left, if anything is."""
         try:
-            begun = begin(self._core, self.machine.choose)
+            begun = begin(core, self.machine.choose)
         except StopIteration as stop:
             self.task.set_result(stop.value)
         except KvmError as error:
@@ -58,8 +55,8 @@ class Run:
             self.task.exception()  # whether anybody asks for it or not
         else:
             if timeout_ms is not None:
-                self._timer = loop.call_later(timeout_ms / 1000, self.signal, Cause.POLL_TIMEOUT)
-            self.task = loop.create_task(self._go_on(begun))
+                self._timer = self.task.get_loop().call_later(timeout_ms / 1000, self.signal, Cause.POLL_TIMEOUT)
+            self.task = HostThread(core, begun, self.machine.choose, self._ended)
             self.task.add_done_callback(self._done)
             return
         self.machine.runs.discard(self)
@@ -69,18 +66,10 @@ class Run:
         """Why ``signal`` asked the run to leave, if it did."""
         return self._sent
 
-    async def _go_on(self, begun: Effect) -> RunResult:
-        try:
-            result = await perform(self._core, self.machine.choose, begun)
-        except KvmError as error:
-            self.on_end(None, error)
-            raise
-        self.on_end(result, None)
-        return result
+    def _ended(self, result: RunResult | None, error: Exception | None) -> None:
+        self.on_end(result, error if isinstance(error, KvmError) else None)
 
     def _done(self, task: asyncio.Future[RunResult]) -> None:
-        if inspect.getcoroutinestate(self._core) == inspect.CORO_SUSPENDED:
-            unwind(self._core)  # the task was cancelled before it had its first turn
         if self._timer is not None:
             self._timer.cancel()
         self.machine.runs.discard(self)

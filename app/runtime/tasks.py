@@ -1,16 +1,20 @@
 """The asyncio driver: what makes the core's coroutines run on an event loop.
 
-An operation whose guard holds never reaches the loop. Only a blocked one parks its task on a future, and
-only a preemption point gives other tasks a turn. A cancelled task unwinds the core coroutine with
-``Killed``, so that every lock is given back and every queue left before the task ends.
+An operation whose guard holds never reaches the loop. A control call is performed in the task that makes it
+(``perform``). KVM_RUN is performed on a ``HostThread``, which needs no task: a kick lets a thousand vCPUs go on, and
+one callback of the loop resumes them all. Whoever is cancelled unwinds the core coroutine with ``Killed``, so that
+every lock is given back and every queue left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from app.core.atomics import Blocked, Choice, Effect, Killed, Outside, Preempt
 
@@ -33,10 +37,8 @@ def begin(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_
     return effect
 
 
-async def perform(  # noqa: C901  one branch an effect
-    core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice, begun: Effect | None = None
-) -> T:
-    """Run one core coroutine to its end and return its result; ``begun``: from where ``begin`` has brought it.
+async def perform(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice) -> T:
+    """Run one core coroutine to its end in the current task and return its result.
 
     Cancellation throws ``Killed`` into the coroutine, lets its clean-up run, and then cancels. An error of
     what it waits for outside the kernel is thrown into it too.
@@ -44,20 +46,11 @@ async def perform(  # noqa: C901  one branch an effect
     answer: Any = None
     loop = asyncio.get_running_loop()
     try:
-        # Nobody was waiting since ``begin``, so that a wake-up may have been missed: the guard is looked at again.
-        effect = begun if type(begun) is Outside else core.send(None)
+        effect = core.send(None)
         while True:
             answer = None
             if type(effect) is Blocked:
-                waiter = Waiter(loop)
-                key = waiter if effect.key is None else effect.key
-                for shared in effect.objects:
-                    shared.waiters[key] = waiter
-                try:
-                    await waiter.woken  # the coroutine looks at its guard again then
-                finally:
-                    for shared in effect.objects:
-                        shared.waiters.pop(key, None)
+                await _changed(effect, Waiter(loop))
             elif type(effect) is Preempt:
                 await asyncio.sleep(0)
             elif type(effect) is Choice:
@@ -77,6 +70,19 @@ async def perform(  # noqa: C901  one branch an effect
         raise
 
 
+async def perform_on_thread(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice) -> T:
+    """Run one core coroutine to its end and return its result; a thread takes it over if it has to wait.
+
+    Cancellation as for ``perform``.
+    """
+    try:
+        begun = begin(core, choose)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    return await HostThread(core, begun, choose)
+
+
 def perform_now(core: Coroutine[Effect, Any, T]) -> T:
     """Run a coroutine that never blocks, without an event loop. ``RuntimeError`` if it does block."""
     try:
@@ -90,8 +96,29 @@ def perform_now(core: Coroutine[Effect, Any, T]) -> T:
         return result
 
 
+async def _changed(effect: Blocked, waiter: Waiter) -> None:
+    """Return once one of the objects has changed; the coroutine looks at its guard again then."""
+    key = _enqueue(effect, waiter)
+    try:
+        await waiter.woken
+    finally:
+        _dequeue(effect, key)
+
+
+def _enqueue(effect: Blocked, waiter: Callable[[], None]) -> object:
+    key = waiter if effect.key is None else effect.key
+    for shared in effect.objects:
+        shared.waiters[key] = waiter
+    return key
+
+
+def _dequeue(effect: Blocked, key: object) -> None:
+    for shared in effect.objects:
+        shared.waiters.pop(key, None)
+
+
 class Waiter:
-    """A parked thread: calling it wakes the thread; ``since_ns`` tells how long it has waited."""
+    """A task that waits for objects to change: calling it wakes the task; ``since_ns``: since when it waits."""
 
     __slots__ = ("since_ns", "woken")
 
@@ -102,6 +129,176 @@ class Waiter:
     def __call__(self) -> None:
         if not self.woken.done():
             self.woken.set_result(None)
+
+
+def _nobody_listens(_result: Any, _error: Exception | None) -> None:
+    """Nobody wants to know how a coroutine ended."""
+
+
+class HostThread(asyncio.Future[T]):
+    """A host thread that performs one core coroutine from ``begun`` on: a future of its result.
+
+    ``on_end`` hears of the outcome before anybody else goes on; the future is done at the end of the turn.
+    ``cancel`` throws ``Killed`` into the coroutine and lets its clean-up run before it returns. An error of what it
+    waits for outside the kernel is thrown into it; if somebody cancels that, the thread is cancelled.
+    """
+
+    def __init__(
+        self,
+        core: Coroutine[Effect, Any, T],
+        begun: Effect,
+        choose: Callable[[int], int] = first_choice,
+        on_end: Callable[[T | None, Exception | None], None] = _nobody_listens,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(loop=loop)
+        self.turn = 0
+        """The turn in which it was resumed last."""
+        self.since_ns = 0
+        """Since when it waits for objects to change."""
+        self._core = core
+        self._choose = choose
+        self._on_end = on_end
+        self._runqueue = _runqueue(loop)
+        # What it does is done on behalf of whoever began it, also when another thread lets it go on.
+        self._context = copy_context()
+        self._blocked: Blocked | None = None
+        self._key: object = None
+        self._outside: asyncio.Future[Any] | None = None
+        self._over = False
+        self._wait(begun)
+
+    def __call__(self) -> None:
+        """An object that it waits for has changed: it looks at its guard again when its turn comes."""
+        if self._stop_waiting():
+            self._runqueue.add(self)
+
+    def resume(self) -> None:
+        """Go on until it has to wait."""
+        if not self._over:
+            self._context.run(self._go_on)
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Kill the thread. False if it is over already."""
+        if self._over:
+            return False
+        self._over = True
+        self._stop_waiting()
+        if self._outside is not None:
+            self._outside.remove_done_callback(self._arrived)
+            self._outside.cancel()
+        self._context.run(unwind, self._core)
+        return super().cancel(msg)
+
+    def _go_on(self, answer: Any = None, error: BaseException | None = None) -> None:
+        core = self._core
+        try:
+            effect = core.send(answer) if error is None else core.throw(error)
+            while type(effect) is Choice:
+                effect = core.send(self._choose(effect.alternatives))
+        except StopIteration as stop:
+            self._end(stop.value, None)
+        except Exception as failed:  # noqa: BLE001  whoever waits for the result gets it
+            self._end(None, failed)
+        else:
+            self._wait(effect)
+
+    def _wait(self, effect: Effect) -> None:
+        if type(effect) is Blocked:
+            self._blocked = effect
+            self._key = _enqueue(effect, self)
+            self.since_ns = time.monotonic_ns()
+        elif type(effect) is Outside:
+            self._outside = asyncio.ensure_future(effect.awaitable)
+            self._outside.add_done_callback(self._arrived)
+        else:
+            self._runqueue.add(self)
+
+    def _stop_waiting(self) -> bool:
+        blocked, self._blocked = self._blocked, None
+        if blocked is None:
+            return False
+        _dequeue(blocked, self._key)
+        return True
+
+    def _arrived(self, outside: asyncio.Future[Any]) -> None:
+        self._outside = None
+        if outside.cancelled():
+            self.cancel()
+            return
+        error = outside.exception()
+        self._context.run(self._go_on, None if error else outside.result(), error)
+        self._runqueue.settle()
+
+    def _end(self, result: T | None, error: Exception | None) -> None:
+        self._over = True
+        self._on_end(result, error)
+        self._runqueue.over(self, result, error)
+
+    def settle(self, result: Any, error: Exception | None) -> None:
+        """Be done, unless it was cancelled meanwhile."""
+        if error is None:
+            self.set_result(result)
+        else:
+            self.set_exception(error)
+
+
+class RunQueue:
+    """The threads of one event loop that may go on: one callback resumes them all.
+
+    A turn ends when nobody is left who may go on, and resumes nobody twice: who may go on again does so in the
+    loop's next one, so that nothing else has to wait for longer than that.
+    """
+
+    def __init__(self) -> None:
+        self._turn = 1
+        self._ready: deque[HostThread[Any]] = deque()
+        self._again: list[HostThread[Any]] = []
+        self._over: list[tuple[HostThread[Any], Any, Exception | None]] = []
+        self._due = False
+
+    def add(self, thread: HostThread[Any]) -> None:
+        """``thread`` may go on."""
+        (self._again if thread.turn == self._turn else self._ready).append(thread)
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._take)
+
+    def over(self, thread: HostThread[Any], result: Any, error: Exception | None) -> None:
+        """``thread`` has ended; those who wait for its result wait until the turn is over."""
+        self._over.append((thread, result, error))
+
+    def settle(self) -> None:
+        """The turn is over."""
+        ended, self._over = self._over, []
+        for thread, result, error in ended:
+            thread.settle(result, error)
+
+    def _take(self) -> None:
+        ready = self._ready
+        try:
+            while ready:
+                thread = ready.popleft()
+                thread.turn = self._turn
+                thread.resume()
+        finally:
+            self.settle()
+            self._turn += 1
+            ready.extend(self._again)
+            self._again.clear()
+            self._due = bool(ready)
+            if self._due:
+                asyncio.get_running_loop().call_soon(self._take)
+
+
+_runqueues: WeakKeyDictionary[asyncio.AbstractEventLoop, RunQueue] = WeakKeyDictionary()
+
+
+def _runqueue(loop: asyncio.AbstractEventLoop) -> RunQueue:
+    found = _runqueues.get(loop)
+    if found is None:
+        found = _runqueues[loop] = RunQueue()
+    return found
 
 
 def unwind(core: Coroutine[Effect, Any, Any]) -> None:

@@ -14,7 +14,7 @@ from app.core.errors import KvmError
 from app.core.guest import HltExit, InternalErrorExit, ShutdownExit, UserExit
 from app.core.run_page import PageWrites, RunResult
 from app.core.vcpu import ACCESSES, Vcpu
-from app.runtime.tasks import perform, perform_now
+from app.runtime.tasks import perform_now, perform_on_thread
 
 if TYPE_CHECKING:
     from app.runtime.machine import Machine
@@ -74,7 +74,7 @@ class VmmThread:
             if self.held:
                 await self._wait(self.machine.proceed)
             while not self._stopping:
-                result = await perform(self.vcpu.run_from_userspace(page=page), self.machine.choose)
+                result = await perform_on_thread(self.vcpu.run_from_userspace(page=page), self.machine.choose)
                 page = await self._handle(result)
             self.ended = "stopped"
         except asyncio.CancelledError:

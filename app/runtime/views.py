@@ -14,7 +14,7 @@ from app.core.rwsem import RwSemaphore
 from app.core.trace import VcpuState
 from app.core.vcpu import Vcpu
 from app.runtime import userspace
-from app.runtime.tasks import Waiter
+from app.runtime.tasks import HostThread, Waiter
 
 if TYPE_CHECKING:
     from app.core.memslots import Slot
@@ -69,7 +69,7 @@ def locks(vm: Vm) -> dict[str, Any]:
 
 def _since(semaphore: RwSemaphore, tid: str, now: int) -> int:
     waiter = semaphore.waiters.get(tid)
-    return waiter.since_ns if isinstance(waiter, Waiter) else now
+    return waiter.since_ns if isinstance(waiter, Waiter | HostThread) else now
 
 
 def run_result(result: RunResult, cause: Cause | None, kick_id: int | None, run_ns: int, seq: int) -> dict[str, Any]:
