@@ -12,9 +12,9 @@ import asyncio
 import aiorwlock
 from _harness import Ratio, at_least, at_most, compare, report
 
-from app.core.atomics import Task, outside
+from app.core.atomics import Task
 from app.core.rwsem import RwSemaphore, Side
-from app.runtime.tasks import perform, perform_on_thread
+from app.runtime.tasks import perform, perform_now, perform_on_thread
 
 TIMES = 20_000
 CYCLES = {100: 20, 1_000: 4, 4_096: 1}
@@ -26,18 +26,27 @@ class Pattern:
     def __init__(self, readers: int) -> None:
         self.readers = readers
         self.cycles = CYCLES[readers]
-        self.holding: list[asyncio.Future] = []
+        self.holding: list = []
         self.all_hold: asyncio.Future | None = None
         self.loop = asyncio.new_event_loop()
         self.tasks = self.loop.run_until_complete(self._start())
 
-    def hold(self) -> asyncio.Future:
-        """What a reader waits for inside; the last to come says that all are in."""
-        future = self.loop.create_future()
-        self.holding.append(future)
+    def hold(self, holder) -> None:
+        """A reader is inside and about to wait; the last to come says that all are in."""
+        self.holding.append(holder)
         if len(self.holding) == self.readers:
             self.all_hold.set_result(None)
+
+    def held(self) -> asyncio.Future:
+        """What a task waits for inside."""
+        future = self.loop.create_future()
+        self.hold(future)
         return future
+
+    def let_go(self, holding) -> None:
+        """Wake all who wait inside."""
+        for future in holding:
+            future.set_result(None)
 
     async def _start(self):
         self.all_hold = self.loop.create_future()
@@ -49,8 +58,7 @@ class Pattern:
         for _ in range(self.cycles):
             self.all_hold = self.loop.create_future()
             holding, self.holding = self.holding, []
-            for future in holding:
-                future.set_result(None)
+            self.let_go(holding)
             await self.write()
             await self.all_hold
 
@@ -75,14 +83,14 @@ class NoLock(Pattern):
 
     async def reader(self, number):
         while True:
-            await self.hold()
+            await self.held()
 
     async def write(self):
         pass
 
 
 class Ours(Pattern):
-    """The shipped semaphore, driven as the server drives it."""
+    """The shipped semaphore on the shipped threads: a reader holds as a vCPU does that sleeps in KVM_RUN."""
 
     def __init__(self, readers: int) -> None:
         self.semaphore = RwSemaphore()
@@ -95,8 +103,14 @@ class Ours(Pattern):
         while True:
             if not await self.semaphore.read_or_queue(task.tid):
                 await self.semaphore.wait(task, Side.READ)
-            await outside(self.hold())
+            await task.set_interruptible()
+            self.hold(task)
+            await task.schedule()
             await self.semaphore.up_read()
+
+    def let_go(self, holding):
+        for task in holding:
+            perform_now(task.wake_up())
 
     async def write(self):
         await perform(self._write(Task("writer")))
@@ -116,7 +130,7 @@ class Aiorwlock(Pattern):
     async def reader(self, number):
         while True:
             await self.lock.reader_lock.acquire()
-            await self.hold()
+            await self.held()
             self.lock.reader_lock.release()
 
     async def write(self):

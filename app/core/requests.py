@@ -213,20 +213,21 @@ async def make_all_cpus_request(vcpus: Iterable[Vcpu], request: Request) -> int:
     that was woken from sleep is not waited for, and none is waited for to leave KVM_RUN. Returns the
     number of vCPUs that were interrupted or woken.
     """
+    action, wakeup, wait = not request & NO_ACTION, not request & NO_WAKEUP, bool(request & WAIT)
     targets: list[Vcpu] = []
     reached = 0
     for vcpu in vcpus:
-        if not request & NO_ACTION:
+        if action:
             await vcpu.requests.make(request)
-        if not request & NO_WAKEUP and await vcpu.wake_up():
+        if wakeup and await vcpu.wake_up():
             reached += 1
             continue
         old = await vcpu.mode.exiting()
-        if old is IN_GUEST_MODE or (request & WAIT and old is not OUTSIDE_GUEST_MODE):
+        if old is IN_GUEST_MODE or (wait and old is not OUTSIDE_GUEST_MODE):
             await vcpu.send_ipi()
             targets.append(vcpu)
             reached += 1
-    if request & WAIT:
+    if wait:
         for vcpu in targets:
             await vcpu.mode.wait_taken()
     return reached

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 CAPACITY = 65_536
+Entry = tuple[int, str | None, int | None, str, Mapping[str, object]]
+"""An event that nobody has read: the clock in ns, VM, vCPU, name, fields."""
 
 
 @dataclass(slots=True)
@@ -53,14 +55,8 @@ class EventLog:
         self._before = 0  # the number before this log's first event
         self._clock = clock
         self._start = clock()
-        # The ring in columns, and Records only of what somebody has read: vCPUs report far more than is looked at,
-        # and a container an event would keep the garbage collector busy.
-        self._times = [0] * capacity
-        self._vms: list[str | None] = [None] * capacity
-        self._vcpus: list[int | None] = [None] * capacity
-        self._names: list[str] = [""] * capacity
-        self._fields: list[Mapping[str, object]] = [{}] * capacity
-        self._records: list[Record | None] = [None] * capacity
+        # Events as they came, and Records of those that somebody has read: far more is reported than is looked at.
+        self._ring: list[Entry | Record] = [(0, None, None, "", {})] * capacity
         self._sleepers: list[Callable[[], None]] = []
 
     def go_on(self, epoch: str, seq: int, elapsed_ns: int) -> None:
@@ -81,19 +77,25 @@ class EventLog:
 
     def emit(self, vm: str | None, name: str, vcpu: int | None, fields: Mapping[str, object]) -> int:
         """Append an event, wake the readers that sleep, and return its number; ``fields`` must not change later."""
-        self.seq = seq = self.seq + 1
-        at = seq % self.capacity
-        self._times[at] = self._clock()
-        self._vms[at] = vm
-        self._vcpus[at] = vcpu
-        self._names[at] = name
-        self._fields[at] = fields
-        self._records[at] = None
-        if self._sleepers:
-            sleepers, self._sleepers = self._sleepers, []
-            for wake in sleepers:
-                wake()
-        return seq
+        return self.tracer(vm)(name, vcpu, fields)
+
+    def tracer(self, vm: str | None) -> Callable[[str, int | None, Mapping[str, object]], int]:
+        """``emit`` of one VM, for what happens a few times in every KVM_RUN."""
+        ring, capacity, clock = self._ring, self.capacity, self._clock  # plain names: see ``app.core.trace``
+
+        def emit(name: str, vcpu: int | None, fields: Mapping[str, object]) -> int:
+            self.seq = seq = self.seq + 1
+            ring[seq % capacity] = clock(), vm, vcpu, name, fields
+            if self._sleepers:
+                self._wake()
+            return seq
+
+        return emit
+
+    def _wake(self) -> None:
+        sleepers, self._sleepers = self._sleepers, []
+        for wake in sleepers:
+            wake()
 
     def since(self, seq: int, limit: int | None = None) -> tuple[list[Record], int]:
         """Return up to ``limit`` events after ``seq`` and how many between were lost to the ring's size."""
@@ -105,12 +107,11 @@ class EventLog:
 
     def _record(self, seq: int) -> Record:
         at = seq % self.capacity
-        record = self._records[at]
-        if record is None:
-            t_ns = self._times[at] - self._start
-            record = Record(seq, t_ns, self._vms[at], self._vcpus[at], self._names[at], self._fields[at])
-            self._records[at] = record
-        return record
+        entry = self._ring[at]
+        if isinstance(entry, tuple):
+            clock_ns, vm, vcpu, name, fields = entry
+            entry = self._ring[at] = Record(seq, clock_ns - self._start, vm, vcpu, name, fields)
+        return entry
 
     def wake_at_next(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` once, when the next event is there."""

@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
@@ -73,7 +72,7 @@ class Machine:
         self.mode = mode
         self.seed = seed
         self.log = log
-        self.trace: Tracer = partial(log.emit, vm_id)
+        self.trace: Tracer = log.tracer(vm_id)
         self.history = History()
         self.journal: Journal | None = None
         self.unsettled = 0  # windows that are opening, or belong to a transaction: nobody was told of them

@@ -131,14 +131,10 @@ class Waiter:
             self.woken.set_result(None)
 
 
-def _nobody_listens(_result: Any, _error: Exception | None) -> None:
-    """Nobody wants to know how a coroutine ended."""
-
-
 class HostThread(asyncio.Future[T]):
     """A host thread that performs one core coroutine from ``begun`` on: a future of its result.
 
-    ``on_end`` hears of the outcome before anybody else goes on; the future is done at the end of the turn.
+    ``on_end`` hears of the outcome before anybody else goes on; the future is done a turn of the loop later.
     ``cancel`` throws ``Killed`` into the coroutine and lets its clean-up run before it returns. An error of what it
     waits for outside the kernel is thrown into it; if somebody cancels that, the thread is cancelled.
     """
@@ -148,7 +144,7 @@ class HostThread(asyncio.Future[T]):
         core: Coroutine[Effect, Any, T],
         begun: Effect,
         choose: Callable[[int], int] = first_choice,
-        on_end: Callable[[T | None, Exception | None], None] = _nobody_listens,
+        on_end: Callable[[T | None, Exception | None], None] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(loop=loop)
@@ -170,38 +166,39 @@ class HostThread(asyncio.Future[T]):
 
     def __call__(self) -> None:
         """An object that it waits for has changed: it looks at its guard again when its turn comes."""
-        if self._stop_waiting():
+        if self._blocked is not None:
+            _dequeue(self._blocked, self._key)
+            self._blocked = None
             self._runqueue.add(self)
 
-    def resume(self) -> None:
-        """Go on until it has to wait."""
-        if not self._over:
-            self._context.run(self._go_on)
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Kill the thread. False if it is over already."""
+    def resume(self, answer: Any = None, error: BaseException | None = None) -> None:
+        """Go on until it has to wait, or to the end; nothing happens if that is past."""
         if self._over:
-            return False
-        self._over = True
-        self._stop_waiting()
-        if self._outside is not None:
-            self._outside.remove_done_callback(self._arrived)
-            self._outside.cancel()
-        self._context.run(unwind, self._core)
-        return super().cancel(msg)
-
-    def _go_on(self, answer: Any = None, error: BaseException | None = None) -> None:
-        core = self._core
+            return
+        enter, core = self._context.run, self._core
         try:
-            effect = core.send(answer) if error is None else core.throw(error)
+            effect = enter(core.send, answer) if error is None else enter(core.throw, error)
             while type(effect) is Choice:
-                effect = core.send(self._choose(effect.alternatives))
+                effect = enter(core.send, self._choose(effect.alternatives))
         except StopIteration as stop:
             self._end(stop.value, None)
         except Exception as failed:  # noqa: BLE001  whoever waits for the result gets it
             self._end(None, failed)
         else:
             self._wait(effect)
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Kill the thread. False if it is over already."""
+        if self._over:
+            return False
+        self._over = True
+        if self._blocked is not None:
+            _dequeue(self._blocked, self._key)
+        if self._outside is not None:
+            self._outside.remove_done_callback(self._arrived)
+            self._outside.cancel()
+        self._context.run(unwind, self._core)
+        return super().cancel(msg)
 
     def _wait(self, effect: Effect) -> None:
         if type(effect) is Blocked:
@@ -214,33 +211,20 @@ class HostThread(asyncio.Future[T]):
         else:
             self._runqueue.add(self)
 
-    def _stop_waiting(self) -> bool:
-        blocked, self._blocked = self._blocked, None
-        if blocked is None:
-            return False
-        _dequeue(blocked, self._key)
-        return True
-
     def _arrived(self, outside: asyncio.Future[Any]) -> None:
         self._outside = None
         if outside.cancelled():
             self.cancel()
             return
         error = outside.exception()
-        self._context.run(self._go_on, None if error else outside.result(), error)
+        self.resume(None if error else outside.result(), error)
         self._runqueue.settle()
 
     def _end(self, result: T | None, error: Exception | None) -> None:
         self._over = True
-        self._on_end(result, error)
-        self._runqueue.over(self, result, error)
-
-    def settle(self, result: Any, error: Exception | None) -> None:
-        """Be done, unless it was cancelled meanwhile."""
-        if error is None:
-            self.set_result(result)
-        else:
-            self.set_exception(error)
+        if self._on_end is not None:
+            self._on_end(result, error)
+        self._runqueue.over.append((self, result, error))
 
 
 class RunQueue:
@@ -251,10 +235,11 @@ class RunQueue:
     """
 
     def __init__(self) -> None:
+        self.over: list[tuple[HostThread[Any], Any, Exception | None]] = []
+        """Threads that have ended, with their outcome. Control calls that they let go on do so before it is told."""
         self._turn = 1
         self._ready: deque[HostThread[Any]] = deque()
         self._again: list[HostThread[Any]] = []
-        self._over: list[tuple[HostThread[Any], Any, Exception | None]] = []
         self._due = False
 
     def add(self, thread: HostThread[Any]) -> None:
@@ -264,15 +249,14 @@ class RunQueue:
             self._due = True
             asyncio.get_running_loop().call_soon(self._take)
 
-    def over(self, thread: HostThread[Any], result: Any, error: Exception | None) -> None:
-        """``thread`` has ended; those who wait for its result wait until the turn is over."""
-        self._over.append((thread, result, error))
-
     def settle(self) -> None:
-        """The turn is over."""
-        ended, self._over = self._over, []
-        for thread, result, error in ended:
-            thread.settle(result, error)
+        """Tell the outcome of the threads that have ended."""
+        over, self.over = self.over, []
+        for thread, result, error in over:
+            if error is None:
+                thread.set_result(result)
+            else:
+                thread.set_exception(error)
 
     def _take(self) -> None:
         ready = self._ready
@@ -282,13 +266,15 @@ class RunQueue:
                 thread.turn = self._turn
                 thread.resume()
         finally:
-            self.settle()
             self._turn += 1
             ready.extend(self._again)
             self._again.clear()
             self._due = bool(ready)
+            loop = asyncio.get_running_loop()
+            if self.over:
+                loop.call_soon(self.settle)
             if self._due:
-                asyncio.get_running_loop().call_soon(self._take)
+                loop.call_soon(self._take)
 
 
 _runqueues: WeakKeyDictionary[asyncio.AbstractEventLoop, RunQueue] = WeakKeyDictionary()

@@ -85,6 +85,7 @@ async def test_all_threads_that_were_let_go_on_do_so_in_one_turn_of_the_loop_in_
     assert log == []
     await asyncio.sleep(0)
     assert log == ["1", "0", "2"]
+    await asyncio.sleep(0)
     assert all(thread.done() for thread in threads)
 
 
@@ -119,7 +120,7 @@ async def test_threads_that_never_wait_leave_the_loop_to_others_once_a_turn():
     assert steps[:6] == ["a", "b", "a", "b", "a", "b"]
 
 
-async def test_the_outcome_is_told_before_the_next_thread_goes_on_and_the_future_is_done_after_the_turn():
+async def test_the_outcome_is_told_before_the_next_thread_goes_on_and_the_future_is_done_a_turn_later():
     tasks, log = [Task("0"), Task("1")], []
     threads = [
         started(sleeps(task, log, task.tid), on_end=lambda result, error, task=task: log.append(f"end {task.tid}"))
@@ -128,6 +129,7 @@ async def test_the_outcome_is_told_before_the_next_thread_goes_on_and_the_future
     threads[0].add_done_callback(lambda _thread: log.append("done"))
     for task in tasks:
         await task.wake_up()
+    await asyncio.sleep(0)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert log == ["0", "end 0", "1", "end 1", "done"]
@@ -172,8 +174,6 @@ async def test_cancelling_a_thread_cancels_what_it_waits_for_outside():
 
 
 async def test_a_thread_acts_in_the_context_in_which_it_was_begun():
-    import contextvars
-
     who = contextvars.ContextVar("who", default="nobody")
     task, seen = Task("t"), []
 
@@ -200,3 +200,26 @@ async def test_an_error_of_the_coroutine_is_the_threads():
     await task.wake_up()
     with pytest.raises(ValueError, match="no"):
         await thread
+
+
+async def test_a_control_call_goes_on_before_those_who_wait_for_the_threads_that_let_it():
+    task, holder, log = Task("t"), Mutex(), []
+
+    async def core():
+        await sleeps(task, log, "thread")
+        await holder.unlock()
+
+    async def waits(thread):
+        await thread
+        log.append("waiter")
+
+    async def call():
+        await perform(holder.lock("call"))
+        log.append("call")
+
+    await holder.lock("thread")
+    ending = asyncio.gather(waits(started(core())), call())
+    await asyncio.sleep(0)
+    await task.wake_up()
+    await ending
+    assert log == ["thread", "call", "waiter"]
