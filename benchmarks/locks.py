@@ -12,9 +12,9 @@ import asyncio
 import aiorwlock
 from _harness import Ratio, at_least, at_most, compare, report
 
-from app.core.atomics import Task
+from app.core.atomics import PREEMPT, Task
 from app.core.rwsem import RwSemaphore, Side
-from app.runtime.tasks import perform, perform_now, perform_on_thread
+from app.runtime.tasks import HostThread, perform, perform_now
 
 TIMES = 20_000
 CYCLES = {100: 20, 1_000: 4, 4_096: 1}
@@ -50,7 +50,7 @@ class Pattern:
 
     async def _start(self):
         self.all_hold = self.loop.create_future()
-        tasks = [self.loop.create_task(self.reader(number)) for number in range(self.readers)]
+        tasks = [self.started(number) for number in range(self.readers)]
         await self.all_hold
         return tasks
 
@@ -70,6 +70,10 @@ class Pattern:
             task.cancel()
         self.loop.run_until_complete(asyncio.gather(*self.tasks, return_exceptions=True))
         self.loop.close()
+
+    def started(self, number: int) -> asyncio.Future:
+        """A reader, on its way in."""
+        return self.loop.create_task(self.reader(number))
 
     async def reader(self, number: int) -> None:
         raise NotImplementedError
@@ -96,8 +100,8 @@ class Ours(Pattern):
         self.semaphore = RwSemaphore()
         super().__init__(readers)
 
-    def reader(self, number):
-        return perform_on_thread(self._reader(Task(f"reader {number}")))
+    def started(self, number):
+        return HostThread(self._reader(Task(f"reader {number}")), PREEMPT)
 
     async def _reader(self, task):
         while True:

@@ -32,7 +32,7 @@ from app.runtime.events import EventLog
 from app.runtime.history import History, RecordedMemory, keeps_history
 from app.runtime.runs import Run
 from app.runtime.tasks import perform, perform_now
-from app.runtime.userspace import VmmThread
+from app.runtime.userspace import Flag, VmmThread
 
 T = TypeVar("T")
 DEFAULT_RUN_MS = 30_000
@@ -82,8 +82,7 @@ class Machine:
         self.runs: set[Run] = set()
         self.kick_id = 0
         self.drained_ns = 0  # all kicks together
-        self.proceed = asyncio.Event()  # the resume flag of well-behaved userspace
-        self.proceed.set()
+        self.proceed = Flag(is_set=True)  # the resume flag of well-behaved userspace
         self._calls: set[asyncio.Task[Any]] = set()
         self._dead = False
         self._tids = count(1)

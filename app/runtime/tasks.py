@@ -2,8 +2,8 @@
 
 An operation whose guard holds never reaches the loop. A control call is performed in the task that makes it
 (``perform``). KVM_RUN is performed on a ``HostThread``, which needs no task: a kick lets a thousand vCPUs go on, and
-one callback of the loop resumes them all. Whoever is cancelled unwinds the core coroutine with ``Killed``, so that
-every lock is given back and every queue left.
+one callback of the loop resumes them all. Who is cancelled unwinds the core coroutine with ``Killed``, so that every
+lock is given back and every queue left.
 """
 
 from __future__ import annotations
@@ -68,19 +68,6 @@ async def perform(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] 
     except asyncio.CancelledError:
         unwind(core)
         raise
-
-
-async def perform_on_thread(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] = first_choice) -> T:
-    """Run one core coroutine to its end and return its result; a thread takes it over if it has to wait.
-
-    Cancellation as for ``perform``.
-    """
-    try:
-        begun = begin(core, choose)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    return await HostThread(core, begun, choose)
 
 
 def perform_now(core: Coroutine[Effect, Any, T]) -> T:

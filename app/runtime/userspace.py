@@ -1,7 +1,8 @@
 """Server-side VMM threads: what a VMM does around KVM_RUN, well-behaved or careless.
 
 ``well`` waits, after EINTR, for one resume flag that the machine clears before KICK and sets after RESUME.
-``careless`` calls KVM_RUN again at once, which is what the thread on the list feared.
+``careless`` calls KVM_RUN again at once, which is what the thread on the list feared. Either is one coroutine from
+user mode into the kernel and back, as a host thread is, and needs nothing of asyncio but its turns.
 """
 
 from __future__ import annotations
@@ -10,17 +11,38 @@ import asyncio
 import errno
 from typing import TYPE_CHECKING, Any
 
+from app.core.atomics import PREEMPT, Shared, blocked, preempt
 from app.core.errors import KvmError
 from app.core.guest import HltExit, InternalErrorExit, ShutdownExit, UserExit
 from app.core.run_page import PageWrites, RunResult
 from app.core.vcpu import ACCESSES, Vcpu
-from app.runtime.tasks import perform_now, perform_on_thread
+from app.runtime.tasks import HostThread, perform_now
 
 if TYPE_CHECKING:
     from app.runtime.machine import Machine
 
 LEFT_WITHOUT_EXIT = (errno.EINTR, errno.EAGAIN)
 FLOATING_BUS = 0xFF  # what a read returns where no device answers
+
+
+class Flag(Shared):
+    """Something that threads wait for in user mode, set until it is cleared."""
+
+    __slots__ = ("is_set",)
+    FIELDS = ("is_set",)
+
+    def __init__(self, *, is_set: bool = False) -> None:
+        super().__init__()
+        self.is_set = is_set
+
+    def set(self) -> None:
+        """Let everybody who waits go on."""
+        self.is_set = True
+        self.changed()
+
+    def clear(self) -> None:
+        """Whoever waits from now on has to wait."""
+        self.is_set = False
 
 
 class VmmThread:
@@ -35,9 +57,8 @@ class VmmThread:
         self.ended: str | None = None  # why it is not running any more
         self._spins_before = vcpu.watched.counters.spins
         self._stopping = False
-        self._woken = asyncio.Event()
-        self._waiting = False  # in userspace, for a flag
-        self.task = asyncio.create_task(self._loop())
+        self._woken = Flag()
+        self.task = HostThread(self._loop(), PREEMPT, machine.choose)
 
     @property
     def running(self) -> bool:
@@ -56,17 +77,16 @@ class VmmThread:
     async def stop(self) -> None:
         """Signal the thread out of KVM_RUN and wait for its end."""
         self._stopping = True
-        self._woken.set()
+        for flag in (self._woken, self.machine.proceed):
+            flag.changed_for(self)
         perform_now(self.vcpu.send_signal())
-        if self._waiting:
-            self.task.cancel()
         await asyncio.wait({self.task})
         perform_now(self.vcpu.task.take_signal())
 
     def kill(self) -> None:
         """The VM is destroyed."""
-        self._stopping = True
         self.task.cancel()
+        self.ended = self.ended or "killed"
 
     async def _loop(self) -> None:
         page: PageWrites | None = None
@@ -74,11 +94,9 @@ class VmmThread:
             if self.held:
                 await self._wait(self.machine.proceed)
             while not self._stopping:
-                result = await perform_on_thread(self.vcpu.run_from_userspace(page=page), self.machine.choose)
+                result = await self.vcpu.run_from_userspace(page=page)
                 page = await self._handle(result)
             self.ended = "stopped"
-        except asyncio.CancelledError:
-            self.ended = "killed"
         except KvmError as error:
             self.ended = str(error)
         except _GuestEnded as end:
@@ -87,10 +105,9 @@ class VmmThread:
     async def _handle(self, result: RunResult) -> PageWrites | None:
         """User mode: every way through it lets others run, once."""
         if result.errno in LEFT_WITHOUT_EXIT:
-            if self.behaviour == "well" and not self._stopping and not self.machine.proceed.is_set():
+            await preempt()
+            if self.behaviour == "well":
                 await self._wait(self.machine.proceed)
-            else:
-                await asyncio.sleep(0)
             return None
         if result.errno is not None:
             raise _GuestEnded(f"KVM_RUN answered {errno.errorcode[result.errno]}")
@@ -101,7 +118,7 @@ class VmmThread:
 
     async def _answer(self, exit: UserExit) -> PageWrites | None:
         if isinstance(exit, ACCESSES):
-            await asyncio.sleep(0)
+            await preempt()
             return PageWrites(reply=bytes([FLOATING_BUS]) * exit.reply_length) if exit.reply_length else None
         if isinstance(exit, ShutdownExit | InternalErrorExit):
             raise _GuestEnded(exit.reason.kernel_name)
@@ -109,20 +126,13 @@ class VmmThread:
             self._woken.clear()
             await self._wait(self._woken)
         else:
-            await asyncio.sleep(0)
+            await preempt()
         return None
 
-    async def _wait(self, event: asyncio.Event) -> None:
-        """Wait in userspace, until ``stop`` at the latest."""
-        self._waiting = True
-        try:
-            await event.wait()
-        except asyncio.CancelledError:
-            if not self._stopping:
-                raise
-            self.task.uncancel()
-        finally:
-            self._waiting = False
+    async def _wait(self, flag: Flag) -> None:
+        """Wait in user mode, until ``stop`` at the latest."""
+        while not (flag.is_set or self._stopping):
+            await blocked(flag, key=self)
 
 
 class _GuestEnded(Exception):

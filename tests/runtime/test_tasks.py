@@ -7,10 +7,15 @@ import contextvars
 
 import pytest
 
-from app.core.atomics import Mutex, Task, choose, outside, preempt
-from app.runtime.tasks import HostThread, begin, perform, perform_now, perform_on_thread
+from app.core.atomics import PREEMPT, Mutex, Task, choose, outside, preempt
+from app.runtime.tasks import HostThread, begin, first_choice, perform, perform_now
 
-DRIVERS = pytest.mark.parametrize("drive", [perform, perform_on_thread])
+
+async def on_a_thread(core, choose=first_choice):
+    return await HostThread(core, PREEMPT, choose)
+
+
+DRIVERS = pytest.mark.parametrize("drive", [perform, on_a_thread])
 
 
 @DRIVERS
