@@ -126,6 +126,10 @@ class HostThread(asyncio.Future[T]):
     waits for outside the kernel is thrown into it; if somebody cancels that, the thread is cancelled.
     """
 
+    __slots__ = (
+        "turn", "since_ns", "_core", "_choose", "_on_end", "_runqueue", "_context", "_blocked", "_key", "_outside", "_over",
+    )  # fmt: skip
+
     def __init__(
         self,
         core: Coroutine[Effect, Any, T],
@@ -135,10 +139,8 @@ class HostThread(asyncio.Future[T]):
     ) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(loop=loop)
-        self.turn = 0
-        """The turn in which it was resumed last."""
-        self.since_ns = 0
-        """Since when it waits for objects to change."""
+        self.turn = 0  # in which it was resumed last
+        self.since_ns = 0  # since when it waits for objects to change
         self._core = core
         self._choose = choose
         self._on_end = on_end
