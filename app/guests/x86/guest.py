@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from app.core.vcpu import Vcpu
     from app.guests.host_memory import HostMemory
 
-# Instructions between two looks at the IPI, about a quarter of a millisecond; a prime, so that hardly a loop ends its
+# Instructions between two looks at the IPI, about half a millisecond; a prime, so that hardly a loop ends its
 # slice where it began, which looks like an engine that does nothing.
-SLICE = 9_973
+SLICE = 39_989
 
 
 class SlotMemory:
