@@ -186,8 +186,11 @@ class HostThread(asyncio.Future[T]):
         if self._outside is not None:
             self._outside.remove_done_callback(self._arrived)
             self._outside.cancel()
-        self._context.run(unwind, self._core)
-        return super().cancel(msg)
+        try:
+            self._context.run(unwind, self._core)
+        finally:
+            super().cancel(msg)
+        return True
 
     def _wait(self, effect: Effect) -> None:
         if type(effect) is Blocked:
