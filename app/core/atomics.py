@@ -40,7 +40,7 @@ class Shared:
     FIELDS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
-        # Drivers park blocked threads here, first come first served: key -> wake-up, taken out when it is called.
+        # Drivers park blocked threads here, first come first served: key -> wake-up, out when it goes on.
         self.waiters: dict[object, Callable[[], None]] = {}
 
     def state(self) -> tuple[Any, ...]:
@@ -55,8 +55,7 @@ class Shared:
     def changed(self) -> None:
         """Wake every thread whose guard reads this object; it looks again."""
         if self.waiters:
-            waiters, self.waiters = self.waiters, {}
-            for wake in waiters.values():
+            for wake in tuple(self.waiters.values()):
                 wake()
 
     def changed_for(self, key: object) -> None:

@@ -25,7 +25,7 @@ KICKED = Cause.USERSPACE_KICK
 
 @dataclass(slots=True)
 class RunResult:
-    """What KVM_RUN answered: ``ret`` 0 or -1, and what the shared page holds then."""
+    """What KVM_RUN answered: ``ret`` 0 or -1, and what the shared page holds then. Nobody changes it."""
 
     ret: int
     errno: int | None

@@ -132,7 +132,7 @@ class Vcpu:
             if page is not None:
                 await self.run_page.write(page)
             r = await self.run_under_read_side()
-            return await self.leave_to_user(r)
+            return self.leave_to_user(r, *await self.run_page.read())
         finally:
             if page is not None and page.immediate_exit is not None:
                 await self.run_page.set_immediate_exit(False)
@@ -447,16 +447,15 @@ class Vcpu:
             watched.state = state
             self.vm.trace(VCPU_STATE, self.id, STATE_CHANGES[old, state])
 
-    async def leave_to_user(self, r: int) -> RunResult:
+    def leave_to_user(self, r: int, exit_reason: ExitReason, exit: UserExit | None) -> RunResult:
         """Shape what userspace sees of ``r`` and of the shared page."""
-        exit_reason, exit = await self.run_page.read()
         self._count(r, exit)
         if r == -errno.EIO:
             raise KvmError(errno.EIO, "KVM_RUN", f"virtual machine {self.vm.id} is dead")
         self.vm.trace(KVM_USERSPACE_EXIT, self.id, _left_with(exit_reason, -r))
         if r == EXIT:
             return RunResult(0, None, exit_reason, exit, None)
-        return RunResult(-1, -r, exit_reason, None, self.watched.cause if r == -errno.EINTR else None)
+        return _left_without_exit(-r, exit_reason, self.watched.cause if r == -errno.EINTR else None)
 
     def _count(self, r: int, exit: UserExit | None) -> None:
         counters = self.watched.counters
@@ -477,6 +476,11 @@ class Vcpu:
         else:
             pio = {"rw": exit.direction, "port": exit.port, "size": exit.size, "count": exit.count}
             self.vm.trace(KVM_PIO, self.id, {**pio, "val": exit.data.hex()})
+
+
+@cache
+def _left_without_exit(errno: int, exit_reason: ExitReason, cause: Cause | None) -> RunResult:
+    return RunResult(-1, errno, exit_reason, None, cause)
 
 
 @cache

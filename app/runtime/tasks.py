@@ -127,7 +127,8 @@ class HostThread(asyncio.Future[T]):
     """
 
     __slots__ = (
-        "turn", "since_ns", "_core", "_choose", "_on_end", "_runqueue", "_context", "_blocked", "_key", "_outside", "_over",
+        "turn", "since_ns", "_core", "_choose", "_on_end", "_runqueue", "_context", "_blocked", "_key", "_outside",
+        "_over",
     )  # fmt: skip
 
     def __init__(
