@@ -69,6 +69,32 @@ def test_an_undefined_instruction_directly_after_sti_is_reported(mode, engine):
 
 
 @modes
+@pytest.mark.parametrize("code", ["f090", "f001c8", "f03908"])  # nop; add to a register; cmp
+def test_lock_where_nothing_is_modified_in_memory_is_undefined(mode, engine, code):
+    machine = machine_with_handlers(mode, "40" * (mode != "long64") + code, {6: "f4"}, engine=engine, rbx=0x2000)
+    assert machine.run() == HltExit()
+    assert frame(machine, 1) == [ENTRY + (mode != "long64")]
+
+
+@modes
+def test_lock_on_an_operand_in_memory_that_is_modified_is_allowed(mode, engine):
+    machine = machine_with_handlers(
+        mode, "f0010f" + "f4", {6: "b8ffff0000f4"}, engine=engine, rcx=5, rbx=0x2000, rdi=0x2000
+    )
+    assert machine.run() == HltExit()
+    assert machine.reg("rip") == ENTRY + 4
+
+
+@modes
+@pytest.mark.parametrize("instruction", ["0f32", "0f30"])
+def test_a_model_specific_register_that_nobody_knows_is_a_protection_fault(mode, engine, instruction):
+    machine = machine_with_handlers(mode, instruction, {13: "f4"}, engine=engine, rcx=0x12345)
+    assert machine.run() == HltExit()
+    words = frame(machine, 2)
+    assert words[0] == ENTRY if mode == "real" else words == [0, ENTRY]
+
+
+@modes
 def test_an_interrupt_is_delivered_before_the_next_instruction(mode, engine):
     machine = machine_with_handlers(mode, "f4", {0x20: "b001e642" + IRET[mode]}, engine=engine, rflags=0x202)
     machine.cpu.interrupt(0x20)
