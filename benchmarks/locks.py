@@ -14,7 +14,7 @@ from _harness import Ratio, at_least, at_most, compare, report
 
 from app.core.atomics import PREEMPT, Task
 from app.core.rwsem import RwSemaphore, Side
-from app.runtime.tasks import HostThread, perform, perform_now
+from app.runtime.tasks import HostThread, perform
 
 TIMES = 20_000
 CYCLES = {100: 20, 1_000: 4, 4_096: 1}
@@ -43,10 +43,11 @@ class Pattern:
         self.hold(future)
         return future
 
-    def let_go(self, holding) -> None:
-        """Wake all who wait inside."""
+    async def kick(self, holding) -> None:
+        """Wake all who wait inside, and pass as a writer."""
         for future in holding:
             future.set_result(None)
+        await self.write()
 
     async def _start(self):
         self.all_hold = self.loop.create_future()
@@ -58,8 +59,7 @@ class Pattern:
         for _ in range(self.cycles):
             self.all_hold = self.loop.create_future()
             holding, self.holding = self.holding, []
-            self.let_go(holding)
-            await self.write()
+            await self.kick(holding)
             await self.all_hold
 
     def __call__(self) -> None:
@@ -112,14 +112,12 @@ class Ours(Pattern):
             await task.schedule()
             await self.semaphore.up_read()
 
-    def let_go(self, holding):
-        for task in holding:
-            perform_now(task.wake_up())
+    async def kick(self, holding):
+        await perform(self._kick_readers(Task("writer"), holding))
 
-    async def write(self):
-        await perform(self._write(Task("writer")))
-
-    async def _write(self, task):
+    async def _kick_readers(self, task, holding):
+        for reader in holding:
+            await reader.wake_up()
         await self.semaphore.down_write(task)
         await self.semaphore.up_write()
 

@@ -224,7 +224,8 @@ async def make_all_cpus_request(vcpus: Iterable[Vcpu], request: Request) -> int:
             continue
         old = await vcpu.mode.exiting()
         if old is IN_GUEST_MODE or (wait and old is not OUTSIDE_GUEST_MODE):
-            await vcpu.send_ipi()
+            await vcpu.mode.send_ipi()
+            vcpu.ipi_sent()
             targets.append(vcpu)
             reached += 1
     if wait:

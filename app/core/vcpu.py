@@ -401,8 +401,12 @@ class Vcpu:
         return woke
 
     async def send_ipi(self) -> None:
-        """Interrupt the CPU this vCPU runs on; an engine on a thread of its own is told to stop."""
+        """Interrupt the CPU this vCPU runs on."""
         await self.mode.send_ipi()
+        self.ipi_sent()
+
+    def ipi_sent(self) -> None:
+        """Report it; an engine on a thread of its own is told to stop."""
         self.vm.trace(KVM_KICK, self.id, SENT)
         self.guest.kick()
 
@@ -449,15 +453,6 @@ class Vcpu:
 
     def leave_to_user(self, r: int, exit_reason: ExitReason, exit: UserExit | None) -> RunResult:
         """Shape what userspace sees of ``r`` and of the shared page."""
-        self._count(r, exit)
-        if r == -errno.EIO:
-            raise KvmError(errno.EIO, "KVM_RUN", f"virtual machine {self.vm.id} is dead")
-        self.vm.trace(KVM_USERSPACE_EXIT, self.id, _left_with(exit_reason, -r))
-        if r == EXIT:
-            return RunResult(0, None, exit_reason, exit, None)
-        return _left_without_exit(-r, exit_reason, self.watched.cause if r == -errno.EINTR else None)
-
-    def _count(self, r: int, exit: UserExit | None) -> None:
         counters = self.watched.counters
         if r == EXIT:
             counters.exits += 1
@@ -467,6 +462,12 @@ class Vcpu:
             counters.eintr += 1
             counters.spins += not self.watched.entered_since_eintr
             self.watched.entered_since_eintr = False
+        elif r == -errno.EIO:
+            raise KvmError(errno.EIO, "KVM_RUN", f"virtual machine {self.vm.id} is dead")
+        self.vm.trace(KVM_USERSPACE_EXIT, self.id, _left_with(exit_reason, -r))
+        if r == EXIT:
+            return RunResult(0, None, exit_reason, exit, None)
+        return _left_without_exit(-r, exit_reason, self.watched.cause if r == -errno.EINTR else None)
 
     def _trace_access(self, exit: IoExit | MmioExit) -> None:
         if isinstance(exit, MmioExit):

@@ -85,23 +85,14 @@ def perform_now(core: Coroutine[Effect, Any, T]) -> T:
 
 async def _changed(effect: Blocked, waiter: Waiter) -> None:
     """Return once one of the objects has changed; the coroutine looks at its guard again then."""
-    key = _enqueue(effect, waiter)
-    try:
-        await waiter.woken
-    finally:
-        _dequeue(effect, key)
-
-
-def _enqueue(effect: Blocked, waiter: Callable[[], None]) -> object:
     key = waiter if effect.key is None else effect.key
     for shared in effect.objects:
         shared.waiters[key] = waiter
-    return key
-
-
-def _dequeue(effect: Blocked, key: object) -> None:
-    for shared in effect.objects:
-        shared.waiters.pop(key, None)
+    try:
+        await waiter.woken
+    finally:
+        for shared in effect.objects:
+            shared.waiters.pop(key, None)
 
 
 class Waiter:
@@ -156,9 +147,10 @@ class HostThread(asyncio.Future[T]):
 
     def __call__(self) -> None:
         """An object that it waits for has changed: it looks at its guard again when its turn comes."""
-        if self._blocked is not None:
-            _dequeue(self._blocked, self._key)
-            self._blocked = None
+        blocked, self._blocked = self._blocked, None
+        if blocked is not None:
+            for shared in blocked.objects:
+                shared.waiters.pop(self._key, None)
             self._runqueue.add(self)
 
     def resume(self, answer: Any = None, error: BaseException | None = None) -> None:
@@ -183,7 +175,8 @@ class HostThread(asyncio.Future[T]):
             return False
         self._over = True
         if self._blocked is not None:
-            _dequeue(self._blocked, self._key)
+            for shared in self._blocked.objects:
+                shared.waiters.pop(self._key, None)
         if self._outside is not None:
             self._outside.remove_done_callback(self._arrived)
             self._outside.cancel()
@@ -196,7 +189,9 @@ class HostThread(asyncio.Future[T]):
     def _wait(self, effect: Effect) -> None:
         if type(effect) is Blocked:
             self._blocked = effect
-            self._key = _enqueue(effect, self)
+            self._key = key = self if effect.key is None else effect.key
+            for shared in effect.objects:
+                shared.waiters[key] = self
             self.since_ns = time.monotonic_ns()
         elif type(effect) is Outside:
             self._outside = asyncio.ensure_future(effect.awaitable)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Instructions between two looks at the IPI, about half a millisecond; a prime, so that hardly a loop ends its
 # slice where it began, which looks like an engine that does nothing.
-SLICE = 39_989
+SLICE = 49_999
 
 
 class SlotMemory:
