@@ -14,7 +14,8 @@ from _harness import Ratio, at_least, at_most, compare, report
 
 from app.core.atomics import PREEMPT, Task
 from app.core.rwsem import RwSemaphore, Side
-from app.runtime.tasks import HostThread, perform
+from app.runtime.tasks import perform
+from app.runtime.threads import HostThread
 
 TIMES = 20_000
 CYCLES = {100: 20, 1_000: 4, 4_096: 1}

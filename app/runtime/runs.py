@@ -12,7 +12,8 @@ from app.core.errors import KvmError
 from app.core.run_page import Cause, PageWrites, RunResult
 from app.core.vcpu import Vcpu
 from app.runtime import views
-from app.runtime.tasks import HostThread, begin, perform_now
+from app.runtime.tasks import begin, perform_now
+from app.runtime.threads import HostThread
 
 if TYPE_CHECKING:
     from app.core.atomics import Effect

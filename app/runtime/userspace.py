@@ -16,7 +16,8 @@ from app.core.errors import KvmError
 from app.core.guest import HltExit, InternalErrorExit, ShutdownExit, UserExit
 from app.core.run_page import PageWrites, RunResult
 from app.core.vcpu import ACCESSES, Vcpu
-from app.runtime.tasks import HostThread, perform_now
+from app.runtime.tasks import perform_now
+from app.runtime.threads import HostThread
 
 if TYPE_CHECKING:
     from app.runtime.machine import Machine

@@ -14,7 +14,8 @@ from app.core.rwsem import RwSemaphore
 from app.core.trace import VcpuState
 from app.core.vcpu import Vcpu
 from app.runtime import userspace
-from app.runtime.tasks import HostThread, Waiter
+from app.runtime.tasks import Waiter
+from app.runtime.threads import HostThread
 
 if TYPE_CHECKING:
     from app.core.memslots import Slot

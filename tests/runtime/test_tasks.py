@@ -1,4 +1,4 @@
-"""The asyncio driver: effects, errors from outside, and cancellation."""
+"""The asyncio driver and its threads: effects, errors from outside, cancellation, turns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import contextvars
 import pytest
 
 from app.core.atomics import PREEMPT, Mutex, Task, choose, outside, preempt
-from app.runtime.tasks import HostThread, begin, first_choice, perform, perform_now
+from app.runtime.tasks import begin, first_choice, perform, perform_now
+from app.runtime.threads import HostThread
 
 
 async def on_a_thread(core, choose=first_choice):
