@@ -151,6 +151,7 @@ def test_the_tour_shows_problem_and_cure(page):
 
 def test_everything_can_be_done_by_keyboard(page):
     """From the invitation to a kick, without a pointer."""
+    until(page, "document.getElementById('story')?.checkVisibility() && kickstand.vm() !== undefined")
     for _ in range(30):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.id") == "story":
