@@ -19,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: the panels of rich cost as much as all the rest of `--help`
     help="A KVM you can curl: vCPUs, memory slots, kick and resume, and an explorer that proves or breaks them.",
 )
 app.add_typer(vm.app, name="vm")

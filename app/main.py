@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import resource
 import socket
@@ -52,6 +53,7 @@ KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none sen
 CUT_OFF_S = 0.5  # how long clients may take to read the last words
 SEND_BUFFER = 256 << 10  # bounds what the kernel keeps for a client that does not read
 OPEN_FILES = 65_536
+COLLECT = (50_000, 20, 50)  # thresholds of the three generations: little here is left behind in a cycle
 HERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where a browser finds "every address"
 ROUTERS = (
     runs.router,
@@ -238,6 +240,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = announce) -> Non
     listener = bind(settings)
     url = url_of(settings, listener, sessions.code() if sessions.required else None)
     _raise_file_limit()
+    _collect_rarely()
     try:
         server = Server(app, partial(ready, url))
         server.run(sockets=[listener])
@@ -254,6 +257,12 @@ def _check_names(settings: Settings) -> None:
         engine_factory(settings.engine, "precise")
     except KvmError as error:
         raise SettingsError(error.detail) from error
+
+
+def _collect_rarely() -> None:
+    """A full collection walks all events that are kept, which stops everybody for a twentieth of a second."""
+    gc.freeze()
+    gc.set_threshold(*COLLECT)
 
 
 def _raise_file_limit() -> None:

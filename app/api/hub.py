@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from app.core.errors import KvmError
 from app.runtime.events import EventLog, Record
@@ -39,7 +38,7 @@ class Wire:
 
     media_type = ""
 
-    def event(self, name: str, event_id: str | None, data: bytes) -> bytes:
+    def event(self, name: str, event_id: str | None, data: str) -> str:
         """Encode an event; without an id a client's resume point stays where it was."""
         raise NotImplementedError
 
@@ -57,9 +56,9 @@ class ServerSentEvents(Wire):
 
     media_type = "text/event-stream"
 
-    def event(self, name: str, event_id: str | None, data: bytes) -> bytes:
-        head = f"id: {event_id}\nevent: {name}\n" if event_id is not None else f"event: {name}\n"
-        return b"%bdata: %b\n\n" % (head.encode(), data)
+    def event(self, name: str, event_id: str | None, data: str) -> str:
+        told = f"event: {name}\ndata: {data}\n\n"
+        return told if event_id is None else f"id: {event_id}\n{told}"
 
     def heartbeat(self, seq: int) -> bytes:
         return f": hb {seq}\n\n".encode()
@@ -73,8 +72,9 @@ class JsonLines(Wire):
 
     media_type = "application/x-ndjson"
 
-    def event(self, name: str, event_id: str | None, data: bytes) -> bytes:
-        return b'{"id":%b,"event":"%b","data":%b}\n' % (json.dumps(event_id).encode(), name.encode(), data)
+    def event(self, name: str, event_id: str | None, data: str) -> str:
+        quoted = "null" if event_id is None else f'"{event_id}"'
+        return f'{{"id":{quoted},"event":"{name}","data":{data}}}\n'
 
     def heartbeat(self, seq: int) -> bytes:
         return b'{"id":null,"event":"heartbeat","data":{"seq":%d}}\n' % seq
@@ -173,9 +173,8 @@ class Hub:
     def join(self, view: View, wire: Wire, records: list[Record]) -> bytes:
         """Those of ``records`` that belong to a view, as one piece."""
         epoch = self.log.epoch
-        return b"".join(
-            wire.event(record.name, f"{epoch}-{record.seq}", record.data) for record in records if view.shows(record)
-        )
+        shown = records if view.vm is None else filter(view.shows, records)
+        return "".join([wire.event(record.name, f"{epoch}-{record.seq}", record.data) for record in shown]).encode()
 
     def behind(self, seq: int) -> bool:
         """A reader at ``seq`` has fallen too far back, or the ring has dropped what it needs."""
@@ -204,13 +203,14 @@ class Sleeper:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
+        self.loop = asyncio.get_running_loop()
         self._woken: asyncio.Future[None] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._due = 0.0
 
     async def wait(self, seq: int, due: float) -> None:
         """Sleep until there are events after ``seq``, the hub closes, or it is ``due`` (loop time); always suspends."""
-        hub, loop = self.hub, asyncio.get_running_loop()
+        hub, loop = self.hub, self.loop
         if hub.closed or hub.log.seq - seq >= CHUNK or due <= loop.time():
             await asyncio.sleep(0)
             return
@@ -226,9 +226,8 @@ class Sleeper:
             hub.sleepers.discard(self)
 
     def _ring(self) -> None:
-        loop = asyncio.get_running_loop()
-        early = self._due > loop.time()
-        self._alarm = loop.call_at(self._due, self._ring) if early else None
+        early = self._due > self.loop.time()
+        self._alarm = self.loop.call_at(self._due, self._ring) if early else None
         if not early:
             self.wake()
 
@@ -241,8 +240,3 @@ class Sleeper:
         """The stream is over."""
         if self._alarm is not None:
             self._alarm.cancel()
-
-
-def encode(data: dict[str, Any]) -> bytes:
-    """One line of JSON."""
-    return json.dumps(data, separators=(",", ":"), default=str).encode()

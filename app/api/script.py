@@ -14,11 +14,12 @@ from starlette.responses import Response, StreamingResponse
 
 from app.api import answers
 from app.api.context import Context, TheContext, TheMachine, while_connected
-from app.api.hub import NDJSON, encode
+from app.api.hub import NDJSON
 from app.api.operations import VM, Operations
 from app.api.replies import reply
 from app.core.errors import KvmError
 from app.runtime.durable import inside
+from app.runtime.events import to_json
 from app.runtime.machine import Machine
 from app.scripts.errors import ScriptError
 from app.scripts.player import play_script as played
@@ -92,12 +93,16 @@ async def _lines(first: Result | None, results: AsyncIterator[Result]) -> AsyncI
     """One line a result; a failure midway is a last line of its own."""
     try:
         if first is not None:
-            yield encode(first) + b"\n"
+            yield _line(first)
         async for result in results:
-            yield encode(result) + b"\n"
+            yield _line(result)
             await asyncio.sleep(0)  # a stream that never suspends would lock the server
     except KvmError as error:
-        yield encode({"ret": -1, "errno": errno.errorcode.get(error.errno), "detail": error.detail}) + b"\n"
+        yield _line({"ret": -1, "errno": errno.errorcode.get(error.errno), "detail": error.detail})
     except Exception:
         logger.exception("a script's operation failed")
-        yield encode({"ret": -1, "errno": None, "detail": "an internal error; see the server's log"}) + b"\n"
+        yield _line({"ret": -1, "errno": None, "detail": "an internal error; see the server's log"})
+
+
+def _line(result: Result) -> bytes:
+    return f"{to_json(result)}\n".encode()

@@ -15,9 +15,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.context import TheContext, TheMachine, context_of
-from app.api.hub import NDJSON, SSE, Hub, Sleeper, View, Wire, encode
+from app.api.hub import NDJSON, SSE, Hub, Sleeper, View, Wire
 from app.api.operations import ROOT, STREAM, VCPU, VM, Operations
 from app.api.schemas import VcpuId
+from app.runtime.events import to_json
 from app.runtime.machine import Machine
 
 ABORT = "kickstand.abort"  # ASGI extension of our server: drop the connection, whatever is still buffered
@@ -112,7 +113,7 @@ class Stream:
     def _control(self, name: str, members: dict[str, Any], event_id: str | None) -> bytes:
         log = self.hub.log
         envelope = {"seq": log.seq, "vm": self.view.vm, "vcpu": self.view.vcpu, "t_ns": log.elapsed_ns}
-        return self.wire.event(name, event_id, encode(members | envelope))
+        return self.wire.event(name, event_id, to_json(members | envelope)).encode()
 
 
 class EventStream(Response):
@@ -123,6 +124,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self.stream = stream
         self.resume = resume
+        self.loop = asyncio.get_running_loop()
         self.sending_since: float | None = None  # the loop's time at which a write that is not finished began
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -159,7 +161,7 @@ class EventStream(Response):
     @property
     def _stuck(self) -> bool:
         limit = self.stream.hub.settings.write_timeout_s
-        return self.sending_since is not None and asyncio.get_running_loop().time() - self.sending_since >= limit
+        return self.sending_since is not None and self.loop.time() - self.sending_since >= limit
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -173,7 +175,7 @@ class EventStream(Response):
             sleeper.close()
 
     async def _follow(self, send: Send, sleeper: Sleeper) -> None:
-        stream, loop = self.stream, asyncio.get_running_loop()
+        stream, loop = self.stream, self.loop
         heartbeat_s = stream.hub.settings.heartbeat_s
         due = loop.time() + heartbeat_s
         while True:
@@ -190,7 +192,7 @@ class EventStream(Response):
                 due = loop.time() + heartbeat_s
 
     async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        self.sending_since = asyncio.get_running_loop().time()
+        self.sending_since = self.loop.time()
         await send({"type": "http.response.body", "body": data, "more_body": more})
         self.sending_since = None
 

@@ -12,12 +12,11 @@ from fastapi import Query
 from starlette.responses import Response
 
 from app.api.context import TheMachine
-from app.api.hub import encode
 from app.api.operations import VM, Media, Operations
 from app.core.errors import KvmError
 from app.core.trace import Event
 from app.journal.perfetto import perfetto as encode_perfetto
-from app.runtime.events import Record
+from app.runtime.events import Record, to_json
 from app.runtime.machine import Machine
 
 LARGEST = 1_000_000
@@ -65,7 +64,7 @@ def chrome(machine: Machine, records: list[Record]) -> tuple[bytes, str, str]:
         "otherData": {"epoch": machine.log.epoch},
         "traceEvents": names + _slices(records) + _instants(records),
     }
-    return encode(document), "application/json", "json"
+    return to_json(document).encode(), "application/json", "json"
 
 
 def _slices(records: list[Record]) -> list[dict[str, Any]]:

@@ -22,18 +22,18 @@ class Batch:
 
 def encode(records: Iterable[Record]) -> bytes:
     """One line an event: its name, then its data."""
-    return b"\n".join(record.name.encode() + b"\t" + record.data for record in records)
+    return "\n".join([f"{record.name}\t{record.data}" for record in records]).encode()
 
 
 def decode(lines: bytes) -> list[Record]:
     """The events of a batch."""
-    return [_record(*line.split(b"\t", 1)) for line in lines.split(b"\n")]
+    return [_record(*line.split("\t", 1)) for line in lines.decode().split("\n")]
 
 
-def _record(name: bytes, data: bytes) -> Record:
+def _record(name: str, data: str) -> Record:
     fields = json.loads(data)
     envelope = (fields.pop("seq"), fields.pop("t_ns"), fields.pop("vm"), fields.pop("vcpu"))
-    return Record(*envelope, name.decode(), fields, data)
+    return Record(*envelope, name, fields, data)
 
 
 def read(path: Path, after: int) -> Batch | None:

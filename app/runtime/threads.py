@@ -146,7 +146,7 @@ class RunQueue:
         (self._again if thread.turn == self._turn else self._ready).append(thread)
         if not self._due:
             self._due = True
-            asyncio.get_running_loop().call_soon(self._take)
+            thread.get_loop().call_soon(self._take)
 
     def settle(self) -> None:
         """Tell the outcome of the threads that have ended."""

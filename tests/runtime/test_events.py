@@ -28,7 +28,7 @@ def test_events_come_back_as_they_were_told():
         (1, 10, "vm", 1, "kvm_test", {"n": 1}),
         (2, 20, "vm", 2, "kvm_test", {"n": 2}),
     ]
-    assert records[0].data == b'{"seq":1,"vm":"vm","vcpu":1,"t_ns":10,"n":1}'
+    assert records[0].data == '{"seq":1,"vm":"vm","vcpu":1,"t_ns":10,"n":1}'
 
 
 @pytest.mark.parametrize(
