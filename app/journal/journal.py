@@ -30,6 +30,7 @@ RESERVE = 1 << 17  # event numbers that a next process will not use again, ahead
 WITH_A_CALL = 256  # events that are written along with a call's record
 BATCH = 1_024
 READ_ONLY = errno.EROFS
+ENOUGH_S = 0.001  # for how long a disk that has room needs no second look: calls come in bursts
 logger = logging.getLogger("kickstand.journal")
 
 
@@ -41,6 +42,25 @@ class Kept:
         self.arenas = arenas
         self.recorder = Recorder(machine, lambda: arenas.names)
         self.ticket = 0  # of its last record; 0: nobody was told of the machine yet
+        self._due = False  # calls wait for the next record
+        self._asked: set[int] = set()
+        self._others = False
+
+    def ask(self, vcpu_id: int | None) -> None:
+        """A call was about this vCPU, or about all: the next record is to say what became of it."""
+        self._due = True
+        if vcpu_id is None:
+            self._others = True
+        else:
+            self._asked.add(vcpu_id)
+
+    def record(self, *, counters: bool = False) -> dict[str, bytes]:
+        """What calls have changed since the last record; nothing if none has asked."""
+        if not self._due:
+            return {}
+        asked, others = self._asked, self._others
+        self._due, self._asked, self._others = False, set(), False
+        return self.recorder.changed(asked, others=others, counters=counters)
 
 
 class StateJournal:
@@ -53,6 +73,7 @@ class StateJournal:
         self.lag_s = 0.0  # how late the last tick was
         self.meta: dict[str, Any] = {}
         self.free: Callable[[], int] = lambda: free_bytes(directory.path)
+        self._enough_until = 0.0
         self._kept: dict[Machine, Kept] = {}
         self._next_uid = 1
         self._flushed = 0  # the last event that was submitted
@@ -82,11 +103,14 @@ class StateJournal:
         """Why nothing can be kept now."""
         if self._store is None:
             return Failure(errno.EAGAIN, "the server is shutting down")
-        try:
-            if self.free() < self.settings.reserve:
-                return Failure(errno.ENOSPC, "the disk of the state directory is full")
-        except OSError as error:
-            return Failure(error.errno or READ_ONLY, f"the state directory cannot be written: {error.strerror}")
+        now = time.monotonic()
+        if now >= self._enough_until:
+            try:
+                if self.free() < self.settings.reserve:
+                    return Failure(errno.ENOSPC, "the disk of the state directory is full")
+            except OSError as error:
+                return Failure(error.errno or READ_ONLY, f"the state directory cannot be written: {error.strerror}")
+            self._enough_until = now + ENOUGH_S
         return self._store.failure
 
     def check(self, ioctl: str) -> None:
@@ -100,7 +124,8 @@ class StateJournal:
         kept = self._kept.get(machine)
         if kept is None or machine.vm.lifetime.dead:
             return 0
-        return self._submit(kept, kept.recorder.changed(vcpu_id))
+        kept.ask(vcpu_id)
+        return self._submit(kept, kept.record())
 
     def _submit(self, kept: Kept, parts: Mapping[str, bytes]) -> int:
         if parts:
@@ -110,12 +135,16 @@ class StateJournal:
         return kept.ticket
 
     async def committed(self, machine: Machine, vcpu_id: int | None = None) -> None:
-        """Return once the machine as it is now is on disk."""
-        ticket = self.note(machine, vcpu_id)
-        if not ticket:
+        """Return once the machine as it is now is on disk; calls that end in the same turn share a record."""
+        kept = self._kept.get(machine)
+        if kept is None:
+            return
+        kept.ask(vcpu_id)
+        await asyncio.sleep(0)
+        if self._kept.get(machine) is not kept or machine.vm.lifetime.dead:
             return
         try:
-            await self.store.wait(ticket)
+            await self.store.wait(self._submit(kept, kept.record()))
         except Failure as failure:
             detail = f"the call took effect, but could not be kept: {failure.detail}"
             raise KvmError(failure.errno, "journal", detail) from failure
@@ -215,7 +244,8 @@ class StateJournal:
         """Submit every machine as it is now, counters too; those that nobody knows of yet wait."""
         for machine, kept in self._kept.items():
             if not machine.vm.lifetime.dead and (kept.ticket or machine.id in self.registry.machines):
-                self._submit(kept, kept.recorder.changed(counters=True))
+                kept.ask(None)
+                self._submit(kept, kept.record(counters=True))
         return self._flush()
 
     # -- events ------------------------------------------------------------------------------------------

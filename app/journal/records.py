@@ -6,8 +6,7 @@ under way is not seen here: until it ends, the slots are those from before it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, astuple
 from typing import Any
 
@@ -19,6 +18,7 @@ from app.core.vcpu import Vcpu
 from app.guests.host_memory import HostMemory
 from app.guests.script import ScriptGuest
 from app.journal.format import FORMAT
+from app.runtime.events import to_json
 from app.runtime.machine import Machine
 
 MOST_DIRTY = 1 << 24  # pages of one slot: 64 GiB
@@ -29,7 +29,7 @@ EXITS: dict[str, type[UserExit]] = {
 
 def encode(value: object) -> bytes:
     """One line of JSON."""
-    return json.dumps(value, separators=(",", ":")).encode()
+    return to_json(value).encode()
 
 
 class Recorder:
@@ -39,25 +39,30 @@ class Recorder:
         self.machine = machine
         self.files = files
         self.written: dict[str, bytes] = {}
+        self._vm_then: object = None  # encoding it takes far longer than making and comparing it
         self._stamps: dict[int, object] = {}
         self._programs: dict[int, object] = {}
         self._slots: object = None
         self._switches = asdict(machine.vm.switches)
 
-    def changed(self, vcpu_id: int | None = None, *, counters: bool = False) -> dict[str, bytes]:
+    def changed(self, asked: Collection[int] = (), *, others: bool = True, counters: bool = False) -> dict[str, bytes]:
         """The parts that differ from what was last returned.
 
-        ``vcpu_id`` names the only vCPU that a call was about, which may have changed in ways that show no stamp; what
-        others have done meanwhile is not the call's to keep.
+        ``asked`` names vCPUs that calls were about, which may have changed in ways that show no stamp; without
+        ``others``, what the rest have done meanwhile is left for a later record.
         """
-        parts = {"vm": encode(self._vm())}
+        parts: dict[str, bytes] = {}
+        vm = self._vm()
+        if vm != self._vm_then:
+            self._vm_then = vm
+            parts["vm"] = encode(vm)
         self._add_slots(parts)
-        about = self.machine.vm.vcpus.get(vcpu_id) if vcpu_id is not None else None
-        for vcpu in self.machine.vm.vcpus.values() if about is None else (about,):
-            self._add_vcpu(parts, vcpu, asked=vcpu is about)
+        vcpus = self.machine.vm.vcpus
+        for vcpu_id in vcpus if others else asked:
+            if vcpu_id in vcpus:
+                self._add_vcpu(parts, vcpus[vcpu_id], asked=vcpu_id in asked)
         if counters:
-            vcpus = self.machine.vm.vcpus.values()
-            parts["counters"] = encode({vcpu.id: astuple(vcpu.watched.counters) for vcpu in vcpus})
+            parts["counters"] = encode({vcpu.id: astuple(vcpu.watched.counters) for vcpu in vcpus.values()})
         new = {name: value for name, value in parts.items() if self.written.get(name) != value}
         self.written |= new
         return new
@@ -85,7 +90,7 @@ class Recorder:
             ],
             "running": _running(machine),
             "memory": [[arena.base, arena.size, arena.name] for arena in memory],
-            "files": self.files(),
+            "files": list(self.files()),
         }
 
     def _add_slots(self, parts: dict[str, bytes]) -> None:

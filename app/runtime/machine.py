@@ -31,7 +31,7 @@ from app.runtime.durable import Journal, durable, inside
 from app.runtime.events import EventLog
 from app.runtime.history import History, RecordedMemory, keeps_history
 from app.runtime.runs import Run
-from app.runtime.tasks import perform, perform_now
+from app.runtime.tasks import begin, go_on, perform, perform_now
 from app.runtime.userspace import Flag, VmmThread
 
 T = TypeVar("T")
@@ -121,11 +121,16 @@ class Machine:
         if self._dead:
             core.close()
             raise self._gone("ioctl")
+        try:
+            begun = begin(core, self.choose)
+        except StopIteration as stop:  # as most do, without ever waiting
+            result: T = stop.value
+            return result
         current = asyncio.current_task()
         assert current is not None
         self._calls.add(current)
         try:
-            return await perform(core, self.choose)
+            return await go_on(core, begun, self.choose)
         except asyncio.CancelledError:
             if not self._dead:
                 raise

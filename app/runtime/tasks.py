@@ -39,10 +39,20 @@ async def perform(core: Coroutine[Effect, Any, T], choose: Callable[[int], int] 
     Cancellation throws ``Killed`` into the coroutine, lets its clean-up run, and then cancels. An error of
     what it waits for outside the kernel is thrown into it too.
     """
+    try:
+        begun = begin(core, choose)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    return await go_on(core, begun, choose)
+
+
+async def go_on(core: Coroutine[Effect, Any, T], begun: Effect, choose: Callable[[int], int] = first_choice) -> T:
+    """``perform`` a coroutine that has come to the effect ``begun``."""
     answer: Any = None
+    effect = begun
     loop = asyncio.get_running_loop()
     try:
-        effect = core.send(None)
         while True:
             answer = None
             if type(effect) is Blocked:

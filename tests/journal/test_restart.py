@@ -57,6 +57,21 @@ async def test_after_a_crash_everything_that_was_answered_is_there(serve, crash)
         assert told["io"]["data"] == "09"
 
 
+async def test_calls_that_end_together_share_a_record_that_has_all_of_them(serve, crash):
+    async with serve(vcpus=16) as server:
+        machine, store = server.registry.get("default"), server.context.journal.store
+        submitted = store.submitted
+        about_a_vcpu = [machine.set_regs(vcpu, {"rax": 100 + vcpu}) for vcpu in range(16)]
+        await asyncio.gather(*about_a_vcpu, machine.kick())
+        records = store.submitted - submitted
+        image = crash()
+    assert records < 8
+    async with serve(image) as server, server.client() as client:
+        for vcpu in range(16):
+            assert (await client.get(f"/vcpu/{vcpu}/regs")).json()["rax"] == hex(100 + vcpu)
+        assert (await client.get("/vm")).json()["kicked"] is True
+
+
 @pytest.mark.parametrize("by", ["a client's KVM_RUN", "a thread of the server"])
 async def test_after_a_crash_no_page_that_a_running_guest_wrote_is_missing_from_the_dirty_log(serve, crash, by):
     async with serve(vcpus=1, journal=JournalSettings(tick_s=60)) as server, server.client() as client:
