@@ -45,8 +45,8 @@ class PageWrites:
 class KvmRun(Shared):
     """``struct kvm_run``: the page a vCPU thread shares with the kernel."""
 
-    __slots__ = ("exit_reason", "exit", "reply", "immediate_exit", "request_interrupt_window")
-    FIELDS = ("exit_reason", "exit", "reply", "immediate_exit", "request_interrupt_window")
+    __slots__ = ("exit_reason", "exit", "reply", "immediate_exit", "kept", "request_interrupt_window")
+    FIELDS = ("exit_reason", "exit", "reply", "immediate_exit", "kept", "request_interrupt_window")
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,6 +54,7 @@ class KvmRun(Shared):
         self.exit: UserExit | None = None
         self.reply: bytes | None = None  # what userspace wrote as the device's answer; None: nothing new
         self.immediate_exit = False
+        self.kept = False  # the user's own immediate_exit, which the end of a kick or of a call does not reset
         self.request_interrupt_window = False
 
     @atomic
@@ -88,8 +89,13 @@ class KvmRun(Shared):
 
     @atomic
     async def set_immediate_exit(self, value: bool) -> None:
-        """Userspace (or its signal handler) writes ``immediate_exit``."""
-        self.immediate_exit = value
+        """Userspace's kick, or the end of one, writes ``immediate_exit``."""
+        self.immediate_exit = value or self.kept
+
+    @atomic
+    async def keep_immediate_exit(self, value: bool) -> None:
+        """The user writes ``immediate_exit``: it stays so."""
+        self.kept = self.immediate_exit = value
 
     @atomic
     async def wants_immediate_exit(self) -> bool:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 LEAVE_S = 5.0
 
 
-@keeps_history("get_regs", "get_sregs", "get_mp_state", "set_mp_state", "set_cpuid_supported", "set_run_flag")
+@keeps_history("get_regs", "get_sregs", "get_mp_state", "set_mp_state", "set_cpuid_supported")
 class DeviceMachine(Machine):
     """``KvmError`` EOPNOTSUPP, with the reason, where the device cannot be used."""
 
@@ -65,7 +65,7 @@ class DeviceMachine(Machine):
         await self._in_turn(vcpu_id, lambda: vcpu.write_mp_state(mp_state))
 
     async def set_cpuid_supported(self, vcpu_id: int) -> None:
-        """KVM_SET_CPUID2 with what KVM_GET_SUPPORTED_CPUID lists."""
+        """KVM_SET_CPUID2 with what KVM_GET_SUPPORTED_CPUID lists. EINVAL once the vCPU has been in guest mode."""
         vcpu = self._device_vcpu(vcpu_id)
         await self._in_turn(vcpu_id, lambda: vcpu.set_cpuid(self.vm.device.supported_cpuid()))
 
@@ -76,13 +76,6 @@ class DeviceMachine(Machine):
             vcpu = self._device_vcpu(vcpu_id)
             return await self._in_turn(vcpu_id, lambda: device.issue(vcpu.fd, request))
         return device.issue(self.vm.fd if fd is Fd.VM else self.vm.device.fd, request)
-
-    def set_run_flag(self, vcpu_id: int, flag: str, value: bool) -> None:
-        """As ``Machine.set_run_flag``."""
-        if flag == "immediate_exit":
-            self._device_vcpu(vcpu_id).page.keep_immediate_exit(value)
-        else:
-            super().set_run_flag(vcpu_id, flag, value)
 
     # -- life ------------------------------------------------------------------------------------------------
 

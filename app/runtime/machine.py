@@ -437,8 +437,12 @@ class Machine:
         self._wake_threads()
 
     async def set_cpuid_supported(self, vcpu_id: int) -> None:
-        """KVM_SET_CPUID2 with what KVM_GET_SUPPORTED_CPUID lists; an emulated CPU has one table only."""
-        self.vcpu(vcpu_id)
+        """KVM_SET_CPUID2 with what KVM_GET_SUPPORTED_CPUID lists; an emulated CPU has one table only.
+
+        EINVAL once the vCPU has been in guest mode: what the kernel keeps by then is not what it lists.
+        """
+        if self.vcpu(vcpu_id).watched.counters.entries:
+            raise KvmError(errno.EINVAL, "KVM_SET_CPUID2", f"vcpu {vcpu_id} has been in guest mode")
 
     def check_raw(self, fd: Fd, request: int) -> None:
         """Refuse (EOPNOTSUPP) an ioctl that the descriptor knows."""
@@ -467,7 +471,7 @@ class Machine:
         """Write ``immediate_exit`` or ``request_interrupt_window`` of the shared page; it stays so."""
         page = self.vcpu(vcpu_id).run_page
         flags = {
-            "immediate_exit": page.set_immediate_exit,
+            "immediate_exit": page.keep_immediate_exit,
             "request_interrupt_window": page.set_request_interrupt_window,
         }
         if flag not in flags:

@@ -32,29 +32,17 @@ def _in_kernel_ports(operations: Sequence[Operation], emulator: dict[str, Any], 
 
 
 def _unbacked(operations: Sequence[Operation], emulator: dict[str, Any], device: dict[str, Any]) -> bool:
-    return operations[-1].op in ("run", "finish_run") and (emulator.get("errno"), device.get("exit_reason")) == (
-        "EFAULT",
-        "MMIO",
-    )
+    run = operations[-1].op in ("run", "finish_run")
+    return run and emulator.get("errno") == "EFAULT" and device.get("exit_reason") in ("MMIO", "INTERNAL_ERROR")
 
 
 def _no_memory(operations: Sequence[Operation], _emulator: dict[str, Any], device: dict[str, Any]) -> bool:
-    made = any(step.op == "set_memory_region" for step in operations)
-    return operations[-1].op in ("run", "finish_run") and device.get("errno") == "ENOSPC" and not made
+    return operations[-1].op in ("run", "finish_run") and device.get("errno") == "ENOSPC"
 
 
 def _frame_in_a_hole(_operations: Sequence[Operation], emulator: dict[str, Any], device: dict[str, Any]) -> bool:
     delivery = emulator.get("suberror") == InternalError.DELIVERY_EV
     return delivery and device.get("exit_reason") == "SHUTDOWN"
-
-
-def _run_after_failure(operations: Sequence[Operation], _emulator: dict[str, Any], device: dict[str, Any]) -> bool:
-    last = operations[-1]
-    if last.op not in ("run", "finish_run") or device.get("exit_reason") != "INTERNAL_ERROR":
-        return False
-    vcpu = getattr(last.args, "vcpu", None)
-    mine = [step.op for step in operations[:-1] if getattr(step.args, "vcpu", None) == vcpu]
-    return bool(mine) and mine[-1] in ("run", "finish_run", "set_run_flag")
 
 
 def _nmi_behind_nmi(operations: Sequence[Operation], _emulator: dict[str, Any], _device: dict[str, Any]) -> bool:
@@ -68,14 +56,15 @@ def _nmi_behind_nmi(operations: Sequence[Operation], _emulator: dict[str, Any], 
 QUIRKS: tuple[Quirk, ...] = (
     Quirk(
         "run-without-memory",
-        "KVM_RUN with no slot ever set: the recording kernel answers ENOSPC, since its vendor module needs a page for "
+        "KVM_RUN with no slot ever made: the recording kernel answers ENOSPC, since its vendor module needs a page for "
         "the guest's tables; hardware virtualization runs into an internal error.",
         _no_memory,
     ),
     Quirk(
         "unbacked-slot",
         "An access to a slot without host memory is EFAULT on hardware; where the access itself is emulated, as on the "
-        "recording machine, KVM takes the failed copy for a hole and stops with KVM_EXIT_MMIO.",
+        "recording machine, KVM takes the failed copy for a hole: KVM_EXIT_MMIO, or for a fetch "
+        "KVM_EXIT_INTERNAL_ERROR.",
         _unbacked,
     ),
     Quirk(
@@ -90,12 +79,6 @@ QUIRKS: tuple[Quirk, ...] = (
         "stops with KVM_INTERNAL_ERROR_DELIVERY_EV; where events are delivered in software, as on the recording "
         "machine, the failed write is taken for one more fault, and ends in a triple fault.",
         _frame_in_a_hole,
-    ),
-    Quirk(
-        "run-after-failure",
-        "KVM_RUN again after KVM_INTERNAL_ERROR_EMULATION: the #UD that KVM queued is delivered on hardware; a vendor "
-        "module that has to emulate the guest refuses to run one with a pending exception, with the same exit again.",
-        _run_after_failure,
     ),
     Quirk(
         "nmi-behind-nmi",

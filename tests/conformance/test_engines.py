@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 
+from app.core.errors import KvmError
 from app.core.memslots import Region
 from app.core.run_page import Cause
 from app.core.trace import VcpuState
@@ -185,6 +187,28 @@ async def test_registers_are_read_under_a_running_guest(machine_of):
     assert reading.done() is (machine.mode != "fast")  # on a thread of its own it has to leave first
     run.signal(Cause.SIGNAL)
     assert (await reading)["rflags"] & 2
+
+
+@pytest.mark.parametrize("variant", ["sticky", "accel_blocker", "signal"])
+async def test_an_immediate_exit_that_the_user_wrote_stays_until_the_user_takes_it_back(machine_of, variant):
+    machine = await machine_of(OUT, variant=variant)
+    machine.set_run_flag(0, "immediate_exit", True)
+    for _ in range(3):
+        assert (await machine.run(0))["cause"] == "immediate_exit"
+    machine.set_run_flag(0, "immediate_exit", False)
+    assert (await machine.run(0))["exit_reason"] == "KVM_EXIT_IO"
+
+
+async def test_cpuid_is_refused_once_the_vcpu_has_been_in_guest_mode(machine_of):
+    machine = await machine_of(OUT)
+    machine.set_run_flag(0, "immediate_exit", True)
+    await machine.run(0)
+    await machine.set_cpuid_supported(0)
+    machine.set_run_flag(0, "immediate_exit", False)
+    await machine.run(0)
+    with pytest.raises(KvmError) as refused:
+        await machine.set_cpuid_supported(0)
+    assert refused.value.errno == errno.EINVAL
 
 
 async def test_destroying_the_vm_under_running_guests_ends_them(machine_of):

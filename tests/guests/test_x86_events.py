@@ -6,7 +6,7 @@ import pytest
 
 from app.core.errors import KvmError
 from app.core.guest import HltExit, InternalErrorExit, IoExit, MmioExit, ShutdownExit, WindowExit
-from tests.guests.test_x86_exits import ENTRY, HOLE, STACK, TABLES, Machine, code_descriptor, gate_table, modes
+from tests.guests.test_x86_exits import ENTRY, HOLE, STACK, TABLES, Machine, Ram, code_descriptor, gate_table, modes
 
 HANDLER = 0x1100
 VECTORS = 0x5000
@@ -312,11 +312,15 @@ def test_three_faults_in_a_row_shut_down(mode, engine):
     assert machine.run() == ShutdownExit()
 
 
-def test_after_a_failed_emulation_the_guest_gets_an_undefined_instruction():
+def test_after_a_failed_emulation_the_instruction_is_tried_again():
     machine = machine_with_handlers("prot32", "ffe3", {6: "f4"}, rbx=HOLE)
     assert machine.run() == InternalErrorExit(gpa=HOLE)
+    assert machine.run() == InternalErrorExit(gpa=HOLE)
+    code = Ram(0x1000)
+    code.bytes[:1] = b"\xf4"
+    machine.slots.put(HOLE, code)
     assert machine.run() == HltExit()
-    assert frame(machine, 1) == [HOLE]
+    assert (machine.reg("rip"), machine.reg("rsp")) == (HOLE + 1, STACK)
 
 
 def test_a_fault_while_an_mmio_answer_is_used_reaches_the_guest():

@@ -6,9 +6,9 @@ from ctypes import addressof, c_char
 
 import pytest
 
-from app.core.guest import InternalErrorExit, ShutdownExit
+from app.core.guest import HltExit, InternalErrorExit, ShutdownExit
 from tests.guests.test_x86_events import DESCRIPTORS, VECTORS, machine_with_handlers
-from tests.guests.test_x86_exits import ENTRY, TABLES, Ram, modes
+from tests.guests.test_x86_exits import ENTRY, TABLES, Machine, Ram, modes
 
 SEEDS = range(12)
 ENTRIES = 40
@@ -76,3 +76,21 @@ def test_noise_stays_in_its_memory_and_every_entry_comes_back(mode, engine, seed
         if isinstance(exit, ShutdownExit | InternalErrorExit):
             break
     assert ram.neighbours() == (CANARY, CANARY)
+
+
+REWRITING = "fe050810000005000000004975f2f4"  # 1: inc byte [2f + 2]; 2: add eax, 0; dec ecx; jnz 1b
+
+
+def test_a_guest_that_rewrites_the_code_it_is_in_comes_back_all_the_same():
+    machine = Machine("prot32", REWRITING, rcx=1 << 31)
+    assert machine.cpu.run(50_000) is None
+    before = machine.reg("rcx")
+    assert machine.cpu.run(50_000) is None
+    assert before - 50_000 <= machine.reg("rcx") < before
+
+
+@pytest.mark.parametrize("engine", ["precise", "fast"])
+def test_a_guest_that_rewrites_the_code_it_is_in_executes_what_it_wrote(engine):
+    machine = Machine("prot32", REWRITING, engine=engine, rcx=300)
+    assert machine.run() == HltExit()
+    assert machine.reg("rax") == sum(0x100 * (count % 256) for count in range(1, 301))

@@ -33,11 +33,10 @@ PLAIN: dict[int, UserExit] = {
 class DeviceRunPage(KvmRun):
     """The mapping of a vCPU's descriptor. Its flags are bytes of the page; ``taken`` copies an exit out of it."""
 
-    __slots__ = ("_map", "kept")
+    __slots__ = ("_map",)
 
     def __init__(self, fd: int, size: int) -> None:
         super().__init__()
-        self.kept = False  # the user's own immediate_exit, which a kick's end must not reset
         self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 
     async def write(self, page: PageWrites) -> None:
@@ -49,12 +48,11 @@ class DeviceRunPage(KvmRun):
             await self.set_immediate_exit(page.immediate_exit)
 
     async def set_immediate_exit(self, value: bool) -> None:
-        self.immediate_exit = value or self.kept
+        await super().set_immediate_exit(value)
         self._map[IMMEDIATE_EXIT] = self.immediate_exit
 
-    def keep_immediate_exit(self, value: bool) -> None:
-        """The user writes ``immediate_exit``: it stays so."""
-        self.kept = self.immediate_exit = value
+    async def keep_immediate_exit(self, value: bool) -> None:
+        await super().keep_immediate_exit(value)
         self._map[IMMEDIATE_EXIT] = value
 
     async def set_request_interrupt_window(self, value: bool) -> None:

@@ -144,12 +144,11 @@ class Emulator:
         return HltExit()
 
     def _cannot_emulate(self, gpa: int) -> Exit | None:
-        """``handle_emulation_failure``: #UD is queued; in ring 0 userspace is told as well."""
-        ud = Event(UD, exception=True)
-        if self._state.cpl:
-            return self.deliver(ud)
-        self.events.queued = ud
-        return InternalErrorExit(gpa=gpa)
+        """``handle_emulation_failure``: #UD, or in ring 0 an exit; KVM_RUN then tries the instruction again.
+
+        The kernel queues #UD in ring 0 too. The one that recorded the traces drops it; hardware would deliver it.
+        """
+        return self.deliver(Event(UD, exception=True)) if self._state.cpl else InternalErrorExit(gpa=gpa)
 
     def _execute(self, code: bytes, reads: list[bytes]) -> Exit | None:
         rip = self._state.rip

@@ -36,6 +36,8 @@ _MAX_CODE_PAGES = 4096
 # a limit either fills a gigabyte. Forgetting costs about a millisecond.
 _MAX_FORGOTTEN = 256
 _MAX_RUNS = 512
+# A guest that rewrites the page it is in has it searched again and again, and each time the engine counts from zero.
+_MAX_SEARCHES = 8
 _OF_ONE_ENGINE = "breakpoints"  # pointers
 
 
@@ -122,7 +124,10 @@ class Translator:
             self._forget_code()
 
     def run(self, count: int) -> Stop:
-        """Execute at most ``count`` instructions, or without limit if it is 0."""
+        """Execute at most about ``count`` instructions, or without limit if it is 0.
+
+        A guest whose code has to be searched on the way comes back early, before it takes too long.
+        """
         self._runs += count > 0
         if self._runs >= _MAX_RUNS:
             self._make_room()
@@ -131,11 +136,12 @@ class Translator:
             self._written.clear()
         if self._stale_tlb:
             self._flush_tlb()
-        while True:
+        for _ in range(_MAX_SEARCHES):
             stop, new_code = self._run_once(count)
             if stop is not Stop.ACCESS or new_code is None:
                 return stop
             self._search_code(*new_code)
+        return Stop.RETURNED
 
     def _run_once(self, count: int) -> tuple[Stop, tuple[int, int, bool] | None]:
         self._new_code = None
