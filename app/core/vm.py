@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Shared)
 T = TypeVar("T")
+BSP_VCPU_ID = 0  # the vCPU that starts by itself; KVM_SET_BOOT_CPU_ID, which would change it, is not emulated
 GSI_COUNT = 24
 FIRST_EXTERNAL_VECTOR = 32
 
@@ -154,8 +155,8 @@ class Vm:
 
     def prepare_vcpu(self, vcpu_id: int) -> Vcpu:
         """Make the structure of a vCPU that is not online yet."""
-        first = not self.vcpus
-        mp_state = MpState.RUNNABLE if first or not self.irqchip else MpState.UNINITIALIZED
+        boots = vcpu_id == BSP_VCPU_ID or not self.irqchip
+        mp_state = MpState.RUNNABLE if boots else MpState.UNINITIALIZED
         return Vcpu(self, vcpu_id, mp_state)
 
     async def create_vcpu(self, vcpu_id: int, task: Task) -> Vcpu:

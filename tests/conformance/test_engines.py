@@ -11,6 +11,7 @@ from app.core.errors import KvmError
 from app.core.memslots import Region
 from app.core.run_page import Cause
 from app.core.trace import VcpuState
+from app.core.uapi import MpState
 from app.demo import PROTECTED_MODE
 from app.runtime.registry import Registry
 
@@ -209,6 +210,14 @@ async def test_cpuid_is_refused_once_the_vcpu_has_been_in_guest_mode(machine_of)
     with pytest.raises(KvmError) as refused:
         await machine.set_cpuid_supported(0)
     assert refused.value.errno == errno.EINVAL
+
+
+async def test_only_vcpu_0_starts_by_itself_whichever_was_made_first(machine_of):
+    machine = await machine_of(irqchip=True)
+    await machine.create_vcpu(1)
+    await machine.create_vcpu(0)
+    assert await machine.get_mp_state(1) is MpState.UNINITIALIZED
+    assert await machine.get_mp_state(0) is MpState.RUNNABLE
 
 
 async def test_destroying_the_vm_under_running_guests_ends_them(machine_of):

@@ -175,3 +175,19 @@ def test_the_fpu_starts_as_after_power_on():
     machine.cpu.set_special_registers({"cr4": OSFXSR})
     assert machine.run() == HltExit()
     assert machine.peek(0x4000, 8) == struct.pack("<HHI", 0x37F, 0, 0x1F80)
+
+
+@pytest.mark.parametrize("engine", ["precise", "fast"])
+@pytest.mark.parametrize(
+    ("code", "popped"),
+    [("cb", "09100000"), ("66cb", "0910000000000000"), ("ca0600", "09100000")],
+    ids=["16", "32", "n"],
+)
+def test_a_far_return_of_real_mode_may_pop_from_two_pages(engine, code, popped):
+    size = len(popped) // 2
+    top = STACK - size // 2
+    machine = Machine("real", code, engine=engine, rsp=top)
+    machine.poke(top, popped)
+    machine.poke(0x1009, "f4")
+    assert machine.run() == HltExit()
+    assert (machine.reg("rip"), machine.reg("rsp")) == (0x100A, top + size + (6 if code == "ca0600" else 0))

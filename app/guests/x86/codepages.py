@@ -33,6 +33,8 @@ _STOPS = (
     rb"|[\xc0\xc1\xd0-\xd3](?=[\x10-\x1f\x50-\x5f\x90-\x9f]|\Z)"
     # PUSH of a segment register, which stores 16 bits whatever room it makes,
     rb"|[\x06\x0e\x16\x1e]|\x0f[\xa0\xa8]"
+    # RETF, which jumps in real mode before it reads CS, and jumps back if that read is not in the TLB,
+    rb"|[\xca\xcb]"
     # CMPXCHG8B and its like, which take flags that are not up to date,
     rb"|\x0f\xc7"
     # LOCK where it is not allowed, which it takes for nothing, and LOCK NEG, which it does twice on a device and with

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 
 from app.core.guest import Exit, FaultExit, HltExit, InternalErrorExit, IoExit, MmioExit, RetryExit
 from app.guests.x86 import mmio
-from app.guests.x86.decode import HLT, IRET, SYSCALL, Instruction, decode, is_repeated_string, shape, without_lock
+from app.guests.x86.decode import (
+    FAR_RETURNS,
+    HLT,
+    IRET,
+    SYSCALL,
+    Instruction,
+    decode,
+    is_repeated_string,
+    shape,
+    without_lock,
+)
 from app.guests.x86.delivery import Delivery, Event
 from app.guests.x86.faults import GP, UD, WITH_ERROR_CODE, DeviceAccessError, GuestFaultError
 from app.guests.x86.memory import AccessStoppedError
@@ -157,6 +167,7 @@ class Emulator:
         step = shared_stepper().step(self._state, self._virtual, bare, reads, self._read_first(code))
         reason = step.interruption
         if reason is None:
+            self._land(step, code)
             return self._finish(step, code, rip)
         if isinstance(reason, NeedRead):
             self.pending = pending = PendingRead(rip, code, step.reads, reason.data, reason.missing)
@@ -166,6 +177,11 @@ class Emulator:
         if isinstance(reason, DeviceAccessError):
             return self._cannot_emulate(reason.gpa)
         return reason.exit
+
+    def _land(self, step: Step, code: bytes) -> None:
+        """RETF outside of protected mode: Unicorn jumps before it reads CS, and back if that takes a look."""
+        if step.vector is None and not self._state.protected and shape(code, self._state.bits).opcode in FAR_RETURNS:
+            self._state.rip = int.from_bytes(step.reads[0], "little")
 
     def _read_first(self, code: bytes) -> tuple[int, int] | None:
         """CMPS: the emulator reads the source before the destination, unlike the engine."""
