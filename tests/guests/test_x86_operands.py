@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from app.core.guest import HltExit, IoExit, MmioExit
-from tests.guests.test_x86_exits import HOLE, STACK, TABLES, Machine, modes, wide
+from tests.guests.test_x86_exits import ENTRY, HOLE, STACK, TABLES, Machine, modes, wide
 
 OSFXSR = 0x200
 VECTORS = (12, 13, 14)
@@ -191,3 +191,18 @@ def test_a_far_return_of_real_mode_may_pop_from_two_pages(engine, code, popped):
     machine.poke(0x1009, "f4")
     assert machine.run() == HltExit()
     assert (machine.reg("rip"), machine.reg("rsp")) == (0x100A, top + size + (6 if code == "ca0600" else 0))
+
+
+def test_registers_set_while_a_read_waits_do_not_change_its_instruction_but_lose_its_result():
+    machine = Machine("prot32", "010bf4", rbx=HOLE, rcx=5)  # add [ebx], ecx
+    assert machine.run() == read(HOLE, 4)
+    machine.cpu.set_registers({"rbx": 0x2000, "rcx": 7, "rip": 0x3000})
+    assert machine.run(b"\1\0\0\0") == write(HOLE, b"\6\0\0\0")
+    assert machine.run() == HltExit()
+    assert (machine.reg("rip"), machine.reg("rbx"), machine.reg("rcx")) == (ENTRY + 3, 0x2000, 7)
+    machine = Machine("prot32", "8b03f4", rbx=HOLE)  # mov eax, [ebx]
+    assert machine.run() == read(HOLE, 4)
+    machine.cpu.set_registers({"rax": 9, "rip": 0x3000})
+    machine.cpu.load(machine.cpu.state())
+    assert machine.run(b"\1\0\0\0") == HltExit()
+    assert (machine.reg("rip"), machine.reg("rax")) == (ENTRY + 3, 9)

@@ -211,6 +211,7 @@ class X86Cpu:
         unknown = set(regs) - REGISTER_NAMES
         if unknown:
             raise ValueError(f"no register is called {min(unknown)}")
+        self._emulator.registers_change()
         state = self._state
         for index, name in enumerate(GPR_NAMES):
             if name in regs:

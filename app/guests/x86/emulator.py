@@ -267,6 +267,32 @@ class Emulator:
         if not mmio.take_reply(pending, data):
             self.pending = pending
             return mmio.read_exit(pending)
+        if pending.decoded is None:
+            return self._finish_read(pending)
+        given = self._registers()
+        self._set_registers(pending.decoded)
+        exit = self._finish_read(pending)
+        if isinstance(self.pending, PendingRead):
+            self.pending.decoded = pending.decoded
+        else:  # the result is not written back: the emulator's copy of the registers was dropped
+            given = (*given[:-1], self._state.flags)
+        self._set_registers(given)
+        return exit
+
+    def registers_change(self) -> None:
+        """Userspace sets registers: an instruction that waits for a read was decoded with those from before."""
+        if isinstance(self.pending, PendingRead) and self.pending.decoded is None:
+            self.pending.decoded = self._registers()
+
+    def _registers(self) -> tuple[int, ...]:
+        return (*self._state.gpr, self._state.flags)
+
+    def _set_registers(self, values: tuple[int, ...]) -> None:
+        *general, self._state.flags = values
+        for index, value in enumerate(general):
+            self._state.gpr[index] = value
+
+    def _finish_read(self, pending: PendingRead) -> Exit | None:
         self._state.rip = pending.rip
         instruction = decode(pending.code, self._state.bits)
         if instruction is not None and instruction.is_string:

@@ -15,6 +15,7 @@ _PER_EXIT = 8
 _WIDEST = 64  # bytes of one access
 _MOST_PIECES = 1024  # of one instruction
 _HIGHEST = (1 << 64) - 1
+_DECODED = 17  # sixteen registers and RFLAGS
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class PendingRead:
     """An MMIO read: the first of ``missing`` is with userspace; ``data`` is the access so far.
 
     ``code`` is the instruction and ``reads`` what its earlier reads gave, so that it can be done once all is known.
+    ``decoded``: the general registers and RFLAGS it was decoded with, if userspace has set others meanwhile.
     """
 
     rip: int
@@ -43,6 +45,7 @@ class PendingRead:
     reads: list[bytes]
     data: bytearray
     missing: list[Fragment]
+    decoded: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -70,6 +73,7 @@ def dump_pending(pending: Pending | None) -> dict[str, Any] | None:
         "reads": [data.hex() for data in pending.reads],
         "data": pending.data.hex(),
         "missing": [[part.gpa, part.offset, part.length] for part in pending.missing],
+        "decoded": pending.decoded,
     }
 
 
@@ -119,7 +123,11 @@ def _load_read(values: Mapping[str, Any]) -> PendingRead:
     for part in missing:
         within(part.length, 1, _PER_EXIT)
         within(part.offset, 0, len(data) - part.length)
-    return PendingRead(within(values["rip"], 0, _HIGHEST), code, reads, data, missing)
+    decoded = values.get("decoded")
+    if decoded is not None:
+        decoded = tuple(within(value, 0, _HIGHEST) for value in decoded)
+        within(len(decoded), _DECODED, _DECODED)
+    return PendingRead(within(values["rip"], 0, _HIGHEST), code, reads, data, missing, decoded)
 
 
 _LOADERS: dict[str, Callable[[Mapping[str, Any]], Pending]] = {
