@@ -1,6 +1,7 @@
 """Emulator against the real /dev/kvm, on generated scripts: ``python -m app.scripts.differential --count 2000``.
 
-Each seed is played on the emulator as it is made and then on the device. A difference is shrunk to the shortest
+Each seed is played on the emulator as it is made and then on the device; with ``--mutate FOLDER`` it changes something
+in one of the scripts there instead. A difference is shrunk to the shortest
 script before it is shown, and written as a file that ``kickstand replay --against kvm`` plays.
 """
 
@@ -23,10 +24,12 @@ from app.runtime.registry import Registry
 from app.scripts.compare import Difference, compare
 from app.scripts.errors import ScriptError
 from app.scripts.generate import steps
+from app.scripts.mutate import Mutations
 from app.scripts.operations import OfVcpu, WriteHost
 from app.scripts.parse import Operation, parse_operations, plain
 from app.scripts.player import Player, Result
 from app.scripts.quirks import Quirk, explained
+from app.scripts.reader import load
 from app.scripts.script import check
 from app.scripts.shrink import blank, shrink
 
@@ -79,14 +82,22 @@ class Report:
 class Differential:
     """Plays scripts on both. ``KvmError`` EOPNOTSUPP if the device cannot be used."""
 
-    def __init__(self, emulator: str = EMULATOR, device: str = DEVICE) -> None:
+    def __init__(self, emulator: str = EMULATOR, device: str = DEVICE, mutations: Mutations | None = None) -> None:
         self._emulator = emulator
         self._device = device
+        self._mutations = mutations
         self._registry = Registry(log=EventLog(EVENTS))
 
     async def run(self, seed: int) -> tuple[int, Finding | None]:
         """Play one seed; how many operations it had, and its shrunk difference."""
-        made, answers = await self._make(seed)
+        if self._mutations is None:
+            made, answers = await self._make(seed)
+        else:
+            made = self._mutations.script(seed)
+            try:
+                answers = await self._play(self._emulator, made)
+            except ScriptError:  # the changed guest spins
+                return len(made), None
         finding = await self._compare(seed, made, answers)
         if finding is not None:
             finding = await self._shrunk(finding)
@@ -123,7 +134,10 @@ class Differential:
         try:
             player = Player(machine, run_timeout_ms=RUN_TIMEOUT_MS)
             unsettled: set[int] = set()
+            waiting: set[int] = set()
             for number, (operation, emulator) in enumerate(zip(operations, answers, strict=True)):
+                if _disturbs(operation, emulator, waiting):
+                    return None
                 device = await _played(player, operation)
                 if not _defined(operation, device, unsettled):
                     continue
@@ -186,6 +200,16 @@ def _defined(operation: Operation, answer: Result, unsettled: set[int]) -> bool:
     return operation.op != "get_regs" or vcpu not in unsettled
 
 
+def _disturbs(operation: Operation, answer: Result, waiting: set[int]) -> bool:
+    """The vCPU waits for an access, and what this does to it is nowhere defined. ``waiting``: kept up to date."""
+    vcpu = getattr(operation.args, "vcpu", None)
+    if vcpu is None:
+        return False
+    if operation.op in ("run", "finish_run") and answer["ret"] == 0:
+        (waiting.add if answer.get("exit_reason") in ("IO", "MMIO") else waiting.discard)(vcpu)
+    return vcpu in waiting and operation.op in ("set_sregs", "interrupt", "nmi")
+
+
 async def _played(player: Player, operation: Operation) -> Result:
     answer = await player.play(operation)
     if player.timed_out:
@@ -193,9 +217,11 @@ async def _played(player: Player, operation: Operation) -> Result:
     return answer
 
 
-async def campaign(seeds: Sequence[int], stop_after: int = 10, progress: Any = None) -> Report:
+async def campaign(
+    seeds: Sequence[int], stop_after: int = 10, progress: Any = None, mutations: Mutations | None = None
+) -> Report:
     """Play every seed; end early after ``stop_after`` unexplained differences."""
-    both, report = Differential(), Report()
+    both, report = Differential(mutations=mutations), Report()
     for seed in seeds:
         operations, finding = await both.run(seed)
         report.scripts += 1
@@ -217,10 +243,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--stop-after", type=int, default=10, help="unexplained differences after which to end")
     parser.add_argument("--out", type=Path, help="write the differences' scripts to this file (.jsonl)")
+    parser.add_argument("--mutate", type=Path, help="change the scripts of this folder instead of making some")
     options = parser.parse_args(arguments)
+    seeds = range(options.first, options.first + options.count)
     try:
-        report = asyncio.run(campaign(range(options.first, options.first + options.count), options.stop_after, _show))
-    except KvmError as error:
+        mutations = None if options.mutate is None else Mutations(load([options.mutate]))
+        report = asyncio.run(campaign(seeds, options.stop_after, _show, mutations))
+    except (KvmError, ScriptError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     out = sys.stdout

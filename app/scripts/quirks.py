@@ -53,6 +53,13 @@ def _nmi_behind_nmi(operations: Sequence[Operation], _emulator: dict[str, Any], 
     return mine.count("nmi") > 1
 
 
+def _interpreted(operations: Sequence[Operation], emulator: dict[str, Any], device: dict[str, Any]) -> bool:
+    last = operations[-1]
+    if last.op not in ("run", "finish_run") or emulator.get("exit_reason") == "INTERNAL_ERROR":
+        return False
+    return device.get("suberror") == InternalError.EMULATION
+
+
 QUIRKS: tuple[Quirk, ...] = (
     Quirk(
         "run-without-memory",
@@ -79,6 +86,13 @@ QUIRKS: tuple[Quirk, ...] = (
         "stops with KVM_INTERNAL_ERROR_DELIVERY_EV; where events are delivered in software, as on the recording "
         "machine, the failed write is taken for one more fault, and ends in a triple fault.",
         _frame_in_a_hole,
+    ),
+    Quirk(
+        "interpreted",
+        "An instruction that KVM's interpreter does not know (of the FPU, INT 3, ENTER with a level, one that is none) "
+        "where the recording machine has to interpret the guest, which is all code without paging: it stops with "
+        "KVM_INTERNAL_ERROR_EMULATION; hardware executes it or raises #UD.",
+        _interpreted,
     ),
     Quirk(
         "nmi-behind-nmi",

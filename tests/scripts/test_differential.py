@@ -7,7 +7,8 @@ import pytest
 from app.scripts import differential
 from app.scripts.differential import Differential, campaign
 from app.scripts.encodings import HLT, MODES, program
-from app.scripts.parse import parse_operations
+from app.scripts.mutate import Mutations
+from app.scripts.parse import parse_operations, plain
 from app.scripts.quirks import QUIRKS, explained
 from app.scripts.script import check, parse_trace
 from app.scripts.shrink import blank, shrink
@@ -98,7 +99,8 @@ def test_every_quirk_has_a_reason_and_a_test_of_its_own():
     assert frame.name == "frame-in-a-hole"
     failure = {"exit_reason": "INTERNAL_ERROR", "suberror": 1}
     assert explained(run, {"errno": "EFAULT"}, failure).name == "unbacked-slot"
-    assert explained(run, {"exit_reason": "HLT"}, failure) is None
+    assert explained(run, {"exit_reason": "HLT"}, failure).name == "interpreted"
+    assert explained(run, {"exit_reason": "HLT"}, {"exit_reason": "INTERNAL_ERROR", "suberror": 3}) is None
     nmi = parse_operations([{"op": "nmi", "args": {"vcpu": 0}}])
     assert explained([*nmi, *nmi, run[-1]], {"exit_reason": "HLT"}, {"exit_reason": "IO"}).name == "nmi-behind-nmi"
     assert explained([*nmi, run[-1]], {"exit_reason": "HLT"}, {"exit_reason": "IO"}) is None
@@ -108,16 +110,61 @@ def test_every_quirk_has_a_reason_and_a_test_of_its_own():
         "unbacked-slot",
         "pic-ports",
         "frame-in-a-hole",
+        "interpreted",
         "nmi-behind-nmi",
     }
     assert {quirk.name for quirk in QUIRKS} == names
 
 
+RECORDED = {
+    "id": "recorded",
+    "family": "x",
+    "ops": [
+        {"op": "arena", "args": {"name": "A", "size": 65536}},
+        {"op": "write_host", "args": {"arena": "A", "offset": 4096, "hex": "8b0300c8f4"}},
+        {
+            "op": "set_memory_region",
+            "args": {"slot": 0, "flags": 0, "gpa": 0, "size": 65536, "host": {"arena": "A", "offset": 0}},
+        },
+        {"op": "create_vcpu", "args": {"id": 0}},
+        {"op": "set_sregs", "args": {"vcpu": 0, "preset": "prot32"}},
+        {"op": "set_regs", "args": {"vcpu": 0, "regs": {"rip": 4096, "rflags": 2, "rbx": 1 << 20}}},
+        {"op": "run", "args": {"vcpu": 0, "kick_after_ms": 3}},
+        {"op": "get_dirty_log", "args": {"slot": 0}},
+        {"op": "clear_dirty_log", "args": {"slot": 0, "first_page": 0, "num_pages": 64, "bits": [3]}},
+    ],
+}
+
+
+def test_a_mutation_is_the_same_for_a_seed_a_valid_script_and_something_else_than_what_it_was_made_of():
+    trace = parse_trace(RECORDED, "recorded")
+    mutations = Mutations([trace])
+    seen = set()
+    for seed in range(200):
+        made = mutations.script(seed)
+        assert made == Mutations([trace]).script(seed)
+        check(made)
+        seen.add(json.dumps(plain(made)))
+    assert len(seen) > 50
+    assert not any("kick_after_ms" in text for text in seen)
+
+
+def test_mutations_of_a_folder_are_played_on_both_and_a_folder_without_scripts_is_refused(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(differential.Differential.__init__, "__defaults__", ("x86", "x86", None))
+    assert differential.main(["--mutate", str(tmp_path)]) == 2
+    assert "no script" in capsys.readouterr().err
+    (tmp_path / "recorded.jsonl").write_text(json.dumps(RECORDED) + "\n")
+    assert differential.main(["--mutate", str(tmp_path), "--count", "40"]) == 0
+    assert capsys.readouterr().out.endswith("0 unexplained differences\n")
+
+
 def test_the_command_prints_a_summary_and_says_whether_something_differed(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(differential, "DEVICE", "x86")
-    monkeypatch.setattr(differential.Differential.__init__, "__defaults__", ("x86", "x86"))
+    monkeypatch.setattr(differential.Differential.__init__, "__defaults__", ("x86", "x86", None))
     assert differential.main(["--count", "2"]) == 0
     assert capsys.readouterr().out.endswith("known quirks seen: none\n0 unexplained differences\n")
-    monkeypatch.setattr(differential.Differential.__init__, "__defaults__", ("x86", "script"))
+    monkeypatch.setattr(differential.Differential.__init__, "__defaults__", ("x86", "script", None))
     assert differential.main(["--count", "1", "--first", "3", "--out", str(tmp_path / "x.jsonl")]) == 1
     assert (tmp_path / "x.jsonl").read_text().startswith('{"id": "differential/3"')

@@ -97,12 +97,12 @@ class Delivery:
         if state.cr[0] & CR0_PE:
             enter_gate(state, self._memory, event, return_rip)
         else:
-            self._enter_real(event.vector, return_rip)
+            self._enter_real(event, return_rip)
         state.clear_shadow()
 
-    def _enter_real(self, vector: int, return_rip: int) -> None:
-        """``emulate_int_real``."""
-        state, memory = self._state, self._memory
+    def _enter_real(self, event: Event, return_rip: int) -> None:
+        """``emulate_int_real``. INT keeps what is above SP; an injected event does not, where KVM has to deliver it."""
+        state, memory, vector = self._state, self._memory, event.vector
         if vector * 4 + 3 > state.idt.limit:
             raise GuestFaultError(GP)
         entry = memory.read_system(state.idt.base + vector * 4, 4)
@@ -110,7 +110,7 @@ class Delivery:
         for value in (state.flags, state.segment[CS].selector, return_rip):
             pointer = pointer - 2 & 0xFFFF
             memory.write_system(state.linear(SS, pointer), (value & 0xFFFF).to_bytes(2, "little"))
-        state.gpr[RSP] = state.gpr[RSP] & ~0xFFFF | pointer
+        state.gpr[RSP] = (state.gpr[RSP] & ~0xFFFF if event.software else 0) | pointer
         state.flags &= ~(FLAG_IF | FLAG_TF | FLAG_RF | FLAG_AC)
         selector = int.from_bytes(entry[2:], "little")
         state.segment[CS].selector, state.segment[CS].base = selector, selector << 4

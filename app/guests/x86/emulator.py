@@ -29,7 +29,7 @@ from app.guests.x86.msrs import RDMSR, WRMSR
 from app.guests.x86.paging import Mmu
 from app.guests.x86.pending import Pending, PendingPort, PendingRead, PendingWrite
 from app.guests.x86.pio import Ports
-from app.guests.x86.registers import RCX
+from app.guests.x86.registers import CR0_PE, RCX, RSP
 from app.guests.x86.stepper import NeedRead, Step, shared_stepper
 from app.guests.x86.syscalls import syscall, sysenter
 from app.guests.x86.virtual import VirtualMemory
@@ -131,9 +131,13 @@ class Emulator:
         return None
 
     def _return_from_interrupt(self, code: bytes) -> Exit | None:
+        state, before = self._state, self._state.gpr[RSP]
+        real = not state.cr[0] & CR0_PE
         exit = self._execute(code, [])
         if exit is None:
             self.events.nmi_masked = False
+            if real:  # the engine clears what is above ESP
+                state.gpr[RSP] = before & ~0xFFFF | state.gpr[RSP] & 0xFFFF
         return exit
 
     def _model_specific(self, code: bytes) -> Exit | None:
