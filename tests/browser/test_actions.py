@@ -74,7 +74,7 @@ def test_a_vm_with_real_machine_code_is_made_and_torn(page):
     assert "vm=metal" in page.url
     page.click("#do-load")
     assert result(page, "load")["ok"]
-    assert "mov  eax, [0x201000]" in page.evaluate("document.querySelector('#controls .fields pre').textContent")
+    until(page, "document.querySelector('#controls .fields pre').textContent.includes('mov  eax, [0x201000]')")
     page.click("#do-start")
     until(page, "kickstand.vm().total('pio') > 2")
     page.click("#do-rounds-none")
