@@ -1,7 +1,7 @@
 """The server at full load for minutes: its memory must stay flat, and its answers as quick as they were.
 
     python benchmarks/soak.py [--minutes 10] [--vcpus 64] [--streams 100] [--kick-ms 10] [--merge-ms 100]
-                              [--mode precise]
+                              [--mode precise] [--streams-of vm]
 
 One server, as shipped, whose vCPUs run x86 code on server-side threads; clients read event streams, kick and resume,
 merge and split two slots under the guests. Prints figures for each part and a verdict: latencies of the last third of
@@ -97,7 +97,7 @@ class Soak:
                 await self.set_up(client)
                 self.started = time.monotonic()
                 jobs = [self.kicking(client), self.merging(client), self.probing(client), self.measuring(process.pid)]
-                jobs += [self.reading(url) for _ in range(self.options.streams)]
+                jobs += [self.reading(url, number) for number in range(self.options.streams)]
                 await asyncio.gather(*jobs, self.telling())
 
     async def set_up(self, client: httpx.AsyncClient) -> None:
@@ -169,10 +169,11 @@ class Soak:
         async for _ in self.every(1000):
             self.part.rss.append(rss_mb(pid))
 
-    async def reading(self, url: str) -> None:
-        """One event stream, read as fast as it comes."""
+    async def reading(self, url: str, number: int) -> None:
+        """One event stream, of the VM or of one vCPU, read as fast as it comes."""
         host, port = re.findall(r"//([^:/]+):(\d+)", url)[0]
-        request = f"GET /vms/soak/events HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n"
+        whose = "" if self.options.streams_of == "vm" else f"/vcpu/{number % self.options.vcpus}"
+        request = f"GET /vms/soak{whose}/events HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n"
         loop = asyncio.get_running_loop()
         reader = Reader(self)
         transport, _ = await loop.create_connection(lambda: reader, host, int(port))
@@ -268,6 +269,7 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--kick-ms", type=float, default=10.0)
     parser.add_argument("--merge-ms", type=float, default=100.0)
+    parser.add_argument("--streams-of", choices=("vm", "vcpu"), default="vm", help="whose events a stream shows")
     parser.add_argument("--mode", choices=("precise", "fast"), default="precise")
     soak = Soak(parser.parse_args())
     asyncio.run(soak.run())

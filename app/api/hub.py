@@ -16,7 +16,7 @@ from app.runtime.events import EventLog, Record
 from app.settings import StreamSettings
 
 CHUNK = 1_024  # events in one write at most
-SHARED = 16  # joined chunks kept for streams at the same position
+SHARED = 16  # joined chunks, and spans of events, kept for streams at the same position
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,31 @@ class View:
         if self.vm is None:
             return True
         return record.vm == self.vm and (self.vcpu is None or record.vcpu == self.vcpu)
+
+
+class Span:
+    """Events that follow each other, sorted by what views show once for all streams that are there."""
+
+    def __init__(self, records: list[Record], end: int) -> None:
+        self.records = records
+        self.end = end
+        self._of_vm: dict[str | None, list[Record]] = {}
+        self._of_vcpu: dict[tuple[str | None, int | None], list[Record]] = {}
+
+    def of(self, view: View) -> list[Record]:
+        """Those that belong to a view."""
+        if view.vm is None:
+            return self.records
+        if not self._of_vm:
+            self._sort()
+        found = self._of_vm.get(view.vm) if view.vcpu is None else self._of_vcpu.get((view.vm, view.vcpu))
+        return found or []
+
+    def _sort(self) -> None:
+        of_vm, of_vcpu = self._of_vm, self._of_vcpu
+        for record in self.records:
+            of_vm.setdefault(record.vm, []).append(record)
+            of_vcpu.setdefault((record.vm, record.vcpu), []).append(record)
 
 
 class Wire:
@@ -116,6 +141,7 @@ class Hub:
         self._waking = False  # the tick that wakes the sleepers is due
         self._woke_at = 0.0
         self._shared: dict[tuple[View, Wire, int], tuple[bytes, int]] = {}
+        self._spans: dict[int, Span] = {}
 
     def admit(self, limit: int) -> None:
         """EAGAIN if ``limit`` streams are open."""
@@ -165,16 +191,22 @@ class Hub:
         return found
 
     def _join(self, view: View, wire: Wire, seq: int) -> tuple[bytes, int]:
-        records, _ = self.log.since(seq, CHUNK)
-        if not records:
-            return b"", seq
-        return self.join(view, wire, records), records[-1].seq
+        span = self._spans.get(seq)
+        if span is None or span.end < min(self.log.seq, seq + CHUNK):
+            records, _ = self.log.since(seq, CHUNK)
+            span = Span(records, records[-1].seq if records else seq)
+            if len(self._spans) >= SHARED:
+                self._spans.clear()
+            self._spans[seq] = span
+        return self._encode(wire, span.of(view)), span.end
 
     def join(self, view: View, wire: Wire, records: list[Record]) -> bytes:
         """Those of ``records`` that belong to a view, as one piece."""
+        return self._encode(wire, list(filter(view.shows, records)))
+
+    def _encode(self, wire: Wire, records: list[Record]) -> bytes:
         epoch = self.log.epoch
-        shown = records if view.vm is None else filter(view.shows, records)
-        return "".join([wire.event(record.name, f"{epoch}-{record.seq}", record.data) for record in shown]).encode()
+        return "".join([wire.event(record.name, f"{epoch}-{record.seq}", record.data) for record in records]).encode()
 
     def behind(self, seq: int) -> bool:
         """A reader at ``seq`` has fallen too far back, or the ring has dropped what it needs."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.api.hub import SSE, Sleeper, View
+from app.api.hub import SSE, Sleeper, Span, View
+from app.runtime.events import Record
 from app.settings import Limits, StreamSettings
 from tests.api.live import assert_problem, events, live, until
 
@@ -273,3 +274,11 @@ async def test_waiting_always_suspends_even_when_events_are_there(server):
     asyncio.get_running_loop().call_soon(turns.append, 1)
     await Sleeper(server.context.hub).wait(0, asyncio.get_running_loop().time() + 10)
     assert turns
+
+
+def test_every_view_of_a_span_shows_what_belongs_to_it_in_order():
+    owners = [("a", 0), ("b", 0), (None, None), ("a", None), ("a", 1), ("b", 0), ("a", 0)]
+    records = [Record(seq, seq, vm, vcpu, "x", {}) for seq, (vm, vcpu) in enumerate(owners, 1)]
+    span = Span(records, len(records))
+    for view in (View(), View("a"), View("b"), View("c"), View("a", 0), View("a", 1), View("a", 7), View("b", 0)):
+        assert span.of(view) == list(filter(view.shows, records))
