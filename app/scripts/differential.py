@@ -1,8 +1,8 @@
 """Emulator against the real /dev/kvm, on generated scripts: ``python -m app.scripts.differential --count 2000``.
 
 Each seed is played on the emulator as it is made and then on the device; with ``--mutate FOLDER`` it changes something
-in one of the scripts there instead. A difference is shrunk to the shortest
-script before it is shown, and written as a file that ``kickstand replay --against kvm`` plays.
+in one of the scripts there instead. A difference is shrunk to the shortest script before it is shown, and written as a
+file that ``kickstand replay --against kvm`` plays. A changed guest may spin: it is compared up to there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -72,6 +73,8 @@ class Report:
 
     scripts: int = 0
     operations: int = 0
+    spun: list[int] = field(default_factory=list)
+    spun_alone: list[int] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -86,22 +89,39 @@ class Differential:
         self._emulator = emulator
         self._device = device
         self._mutations = mutations
+        self.spun: list[int] = []
+        """Seeds whose guest spins at some point, up to which it was compared."""
+        self.spun_alone: list[int] = []
+        """Those of them whose guest does so on one side only, or takes longer there than a spin is waited for."""
         self._registry = Registry(log=EventLog(EVENTS))
 
     async def run(self, seed: int) -> tuple[int, Finding | None]:
         """Play one seed; how many operations it had, and its shrunk difference."""
         if self._mutations is None:
             made, answers = await self._make(seed)
+            finding = await self._compare(seed, made, answers)
         else:
             made = self._mutations.script(seed)
-            try:
-                answers = await self._play(self._emulator, made)
-            except ScriptError:  # the changed guest spins
-                return len(made), None
-        finding = await self._compare(seed, made, answers)
+            finding = await self._compare_to_spin(seed, made)
         if finding is not None:
             finding = await self._shrunk(finding)
         return len(made), finding
+
+    async def _compare_to_spin(self, seed: int, made: Sequence[Operation]) -> Finding | None:
+        answers, spins = await self._play(self._emulator, made)
+        common = made[: len(answers)]
+        try:
+            finding = await self._compare(seed, common, answers)
+        except ScriptError:  # the device's guest spins where the emulator's does not
+            self.spun.append(seed)
+            self.spun_alone.append(seed)
+            return None
+        if finding is None and spins:
+            self.spun.append(seed)
+            _, both_spin = await self._play(self._device, made[: len(answers) + 1])
+            if not both_spin:
+                self.spun_alone.append(seed)
+        return finding
 
     async def _make(self, seed: int) -> tuple[list[Operation], list[Result]]:
         machine = await self._registry.create(engine=self._emulator, variant=VARIANT)
@@ -121,13 +141,19 @@ class Differential:
             await self._registry.destroy(machine.id)
         return made, answers
 
-    async def _play(self, engine: str, operations: Sequence[Operation]) -> list[Result]:
+    async def _play(self, engine: str, operations: Sequence[Operation]) -> tuple[list[Result], bool]:
+        """The answers, and whether the guest spins at the operation behind the last of them."""
         machine = await self._registry.create(engine=engine, variant=VARIANT)
+        answers: list[Result] = []
         try:
             player = Player(machine, run_timeout_ms=SHRUNK_TIMEOUT_MS)
-            return [await _played(player, operation) for operation in operations]
+            for operation in operations:
+                answers.append(await _played(player, operation))  # noqa: PERF401  what there is when one spins counts
+        except ScriptError:
+            return answers, True
         finally:
             await self._registry.destroy(machine.id)
+        return answers, False
 
     async def _compare(self, seed: int, operations: Sequence[Operation], answers: Sequence[Result]) -> Finding | None:
         machine = await self._registry.create(engine=self._device, variant=VARIANT)
@@ -152,7 +178,8 @@ class Differential:
     async def _differs(self, seed: int, operations: list[Operation]) -> Finding | None:
         try:
             check(operations)
-            return await self._compare(seed, operations, await self._play(self._emulator, operations))
+            answers, _ = await self._play(self._emulator, operations)
+            return await self._compare(seed, operations[: len(answers)], answers)
         except (ScriptError, KvmError):
             return None
 
@@ -226,6 +253,7 @@ async def campaign(
         operations, finding = await both.run(seed)
         report.scripts += 1
         report.operations += operations
+        report.spun, report.spun_alone = both.spun, both.spun_alone
         if finding is not None:
             report.findings.append(finding)
         if progress is not None:
@@ -257,10 +285,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.write("\n".join(finding.lines()) + "\n")
     if options.out is not None:
         options.out.write_text("".join(json.dumps(finding.as_trace()) + "\n" for finding in report.unexplained))
-    quirks = sorted({finding.quirk.name for finding in report.findings if finding.quirk is not None})
-    out.write(
-        f"{report.scripts} scripts, {report.operations} operations, known quirks seen: {', '.join(quirks) or 'none'}\n"
-    )
+    seen = Counter(finding.quirk.name for finding in report.findings if finding.quirk is not None)
+    quirks = ", ".join(f"{name} {times}" for name, times in sorted(seen.items())) or "none"
+    alone = f" (on one side only: {report.spun_alone})" if report.spun_alone else ""
+    spun = f", {len(report.spun)} spun{alone}" if report.spun else ""
+    out.write(f"{report.scripts} scripts, {report.operations} operations{spun}, known quirks seen: {quirks}\n")
     out.write(f"{len(report.unexplained)} unexplained differences\n")
     return bool(report.unexplained)
 

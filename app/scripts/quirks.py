@@ -57,7 +57,10 @@ def _interpreted(operations: Sequence[Operation], emulator: dict[str, Any], devi
     last = operations[-1]
     if last.op not in ("run", "finish_run") or emulator.get("exit_reason") == "INTERNAL_ERROR":
         return False
-    return device.get("suberror") == InternalError.EMULATION
+    vcpu = getattr(last.args, "vcpu", None)
+    presets = [getattr(step.args, "preset", None) for step in operations if getattr(step.args, "vcpu", None) == vcpu]
+    paging = next((preset for preset in reversed(presets) if preset is not None), None) == "long64"
+    return device.get("suberror") == InternalError.EMULATION and not paging
 
 
 QUIRKS: tuple[Quirk, ...] = (

@@ -1,5 +1,6 @@
 """Generated scripts: the same on every machine for a seed, equal on emulator and device, short when they differ."""
 
+import copy
 import json
 
 import pytest
@@ -101,6 +102,8 @@ def test_every_quirk_has_a_reason_and_a_test_of_its_own():
     assert explained(run, {"errno": "EFAULT"}, failure).name == "unbacked-slot"
     assert explained(run, {"exit_reason": "HLT"}, failure).name == "interpreted"
     assert explained(run, {"exit_reason": "HLT"}, {"exit_reason": "INTERNAL_ERROR", "suberror": 3}) is None
+    paging = parse_operations([{"op": "set_sregs", "args": {"vcpu": 0, "preset": "long64"}}])
+    assert explained([*run[:-1], *paging, run[-1]], {"exit_reason": "HLT"}, failure) is None
     nmi = parse_operations([{"op": "nmi", "args": {"vcpu": 0}}])
     assert explained([*nmi, *nmi, run[-1]], {"exit_reason": "HLT"}, {"exit_reason": "IO"}).name == "nmi-behind-nmi"
     assert explained([*nmi, run[-1]], {"exit_reason": "HLT"}, {"exit_reason": "IO"}) is None
@@ -158,6 +161,20 @@ def test_mutations_of_a_folder_are_played_on_both_and_a_folder_without_scripts_i
     (tmp_path / "recorded.jsonl").write_text(json.dumps(RECORDED) + "\n")
     assert differential.main(["--mutate", str(tmp_path), "--count", "40"]) == 0
     assert capsys.readouterr().out.endswith("0 unexplained differences\n")
+
+
+async def test_a_guest_that_spins_is_compared_up_to_there(monkeypatch):
+    monkeypatch.setattr(differential, "SHRUNK_TIMEOUT_MS", 5)
+    ops = copy.deepcopy(RECORDED["ops"][:-2])
+    ops[1]["args"]["hex"] = "ebfe"
+    ops[-1]["args"] = {"vcpu": 0}
+    both = Differential("x86", "x86", Mutations([parse_trace(RECORDED | {"ops": ops}, "spins")]))
+    both._mutations.script = lambda _seed: parse_operations(ops)
+    assert await both.run(7) == (len(ops), None)
+    assert (both.spun, both.spun_alone) == ([7], [])
+    ops[1]["args"]["hex"] = "f4"
+    assert await both.run(8) == (len(ops), None)
+    assert both.spun == [7]
 
 
 def test_the_command_prints_a_summary_and_says_whether_something_differed(monkeypatch, capsys, tmp_path):
