@@ -7,6 +7,7 @@ objects of the API. A failure raises ``KickstandError`` with the problem the ser
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -44,17 +45,17 @@ def _given(**values: object) -> Json:
     return {name: value for name, value in values.items() if value is not None}
 
 
-class Calls(Generic[J, B]):
+class Calls(ABC, Generic[J, B]):
     """The control plane's calls on one VM; ``J`` and ``B`` are what a JSON and a bytes answer come as."""
 
     def __init__(self, vm: str) -> None:
         self.vm = vm
 
-    def _json(self, method: str, path: str, body: object = None, **params: object) -> J:
-        raise NotImplementedError
+    @abstractmethod
+    def _json(self, method: str, path: str, body: object = None, **params: object) -> J: ...
 
-    def _bytes(self, method: str, path: str, content: bytes | None = None, **params: object) -> B:
-        raise NotImplementedError
+    @abstractmethod
+    def _bytes(self, method: str, path: str, content: bytes | None = None, **params: object) -> B: ...
 
     def _vm(self, path: str = "") -> str:
         return f"/vms/{self.vm}{path}"

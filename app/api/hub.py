@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,18 +59,18 @@ class Span:
             of_vcpu.setdefault((record.vm, record.vcpu), []).append(record)
 
 
-class Wire:
+class Wire(ABC):
     """How one event becomes bytes."""
 
     media_type = ""
 
+    @abstractmethod
     def event(self, name: str, event_id: str | None, data: str) -> str:
         """Encode an event; without an id a client's resume point stays where it was."""
-        raise NotImplementedError
 
+    @abstractmethod
     def heartbeat(self, seq: int) -> bytes:
         """Encode "nothing new, still here"."""
-        raise NotImplementedError
 
     def preamble(self) -> bytes:
         """What comes before the first event."""

@@ -113,6 +113,7 @@ class Page(Part):
     exit: Exit | None
     reply: ReplyBytes | None
     immediate_exit: bool
+    kept: bool = False  # by the user; files from before do not say
     request_interrupt_window: bool
 
 

@@ -179,6 +179,7 @@ def _page(vcpu: Vcpu) -> dict[str, Any]:
         "exit": dump_exit(page.exit),
         "reply": None if page.reply is None else page.reply.hex(),
         "immediate_exit": page.immediate_exit,
+        "kept": page.kept,
         "request_interrupt_window": page.request_interrupt_window,
     }
 

@@ -129,7 +129,7 @@ def _load_vcpu(vcpu: Vcpu, saved: Mapping[str, Any], program: Any) -> None:
     vcpu.run_page.exit_reason = ExitReason(page["exit_reason"])
     vcpu.run_page.exit = load_exit(page["exit"])
     vcpu.run_page.reply = None if page["reply"] is None else bytes.fromhex(page["reply"])
-    vcpu.run_page.immediate_exit = vcpu.run_page.kept = bool(page["immediate_exit"])
+    vcpu.run_page.immediate_exit, vcpu.run_page.kept = bool(page["immediate_exit"]), bool(page.get("kept", False))
     vcpu.run_page.request_interrupt_window = bool(page["request_interrupt_window"])
     vcpu.task.signal = bool(saved["signal"])
     guest: Any = vcpu.guest

@@ -108,6 +108,19 @@ async def test_a_restored_vm_comes_up_kicked_where_its_variant_knows_such_a_stat
         await until(lambda: vcpu.watched.state.value == "guest", "the thread goes on")
 
 
+async def test_after_a_crash_the_immediate_exit_of_a_kick_ends_one_run_and_that_of_the_user_all(serve, crash):
+    flag = {"op": "set_run_flag", "args": {"vcpu": 1, "flag": "immediate_exit", "value": 1}}
+    async with serve(variant="signal", vcpus=2) as server, server.client() as client:
+        for vcpu in (0, 1):
+            await client.put(f"/vcpu/{vcpu}/program", json=[["out", 96, 9]])
+        assert (await client.post("/vm/script", json=[flag])).json()["results"][0]["ret"] == 0
+        assert (await client.post("/vm/kick")).status_code == 200
+        image = crash()
+    async with serve(image) as server, server.client() as client:
+        causes = [(await client.post(f"/vcpu/{vcpu}/run")).json()["cause"] for vcpu in (0, 0, 1, 1)]
+        assert causes == ["immediate_exit", None, "immediate_exit", "immediate_exit"]
+
+
 async def test_holds_that_were_answered_are_there_one_by_one(serve, crash):
     async with serve(variant="holds", vcpus=1) as server, server.client() as client:
         await client.post("/vm/kick")
