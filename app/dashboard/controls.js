@@ -28,6 +28,7 @@ export function controls(root, app) {
   put(root, sections);
 
   function update() {
+    if (root.matches(":active")) return; // a button that moved away under a pressed pointer would not be clicked
     const vm = app.vm();
     fields.update();
     for (const [id, row] of rows) row.update(vm, action(id));

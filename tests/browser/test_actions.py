@@ -39,6 +39,17 @@ def test_every_button_works_on_the_story(story):
     until(story, "kickstand.vm().running === 4")
 
 
+def test_a_button_stays_under_a_pressed_pointer(story):
+    """What came of another action would move it, and the click would be lost."""
+    story.hover("#do-resume")
+    story.mouse.down()
+    story.evaluate("kickstand.runner.run('kick')")
+    until(story, "kickstand.runner.results.get('kick')?.busy === false && kickstand.vm().kicked")
+    story.evaluate("new Promise((drawn) => kickstand.frame.slow.add(drawn))")
+    story.mouse.up()
+    assert result(story, "resume")["ok"]
+
+
 def test_every_action_has_a_button_and_a_curl(story):
     ids = story.evaluate("import('/dashboard/actions.js').then(({ ACTIONS }) => ACTIONS.map(({ id }) => id))")
     assert len(ids) == 14
