@@ -14,18 +14,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+from _served import answer, request
 
 HERE = Path(__file__).parent
 LOW, PAGE, WINDOW = 0x10000, 0x1000, 0x20000
@@ -92,13 +94,13 @@ class Soak:
     async def run(self) -> None:
         """Load the server until the time is up."""
         with serving() as (url, process):
-            limits = httpx.Limits(max_connections=None)
-            async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
                 await self.set_up(client)
-                self.started = time.monotonic()
-                jobs = [self.kicking(client), self.merging(client), self.probing(client), self.measuring(process.pid)]
-                jobs += [self.reading(url, number) for number in range(self.options.streams)]
-                await asyncio.gather(*jobs, self.telling())
+            self.started = time.monotonic()
+            links = [await Link.to(url) for _ in range(3)]
+            jobs = [self.kicking(links[0]), self.merging(links[1]), self.probing(links[2]), self.measuring(process.pid)]
+            jobs += [self.reading(url, number) for number in range(self.options.streams)]
+            await asyncio.gather(*jobs, self.telling())
 
     async def set_up(self, client: httpx.AsyncClient) -> None:
         """Make the VM, its memory and its guests."""
@@ -129,12 +131,6 @@ class Soak:
         if failed:
             raise RuntimeError(f"the set-up failed: {failed[0]}")
 
-    async def timed(self, call: Awaitable[httpx.Response]) -> float:
-        """Milliseconds until the answer, which must be a good one."""
-        started = time.perf_counter()
-        (await call).raise_for_status()
-        return (time.perf_counter() - started) * 1e3
-
     async def every(self, ms: float) -> AsyncIterator[None]:
         """A beat until the time is up; one that is late is not made up for."""
         while not self.over:
@@ -142,28 +138,28 @@ class Soak:
             yield
             await asyncio.sleep(max(0.0, ms / 1e3 - (time.monotonic() - started)))
 
-    async def kicking(self, client: httpx.AsyncClient) -> None:
+    async def kicking(self, link: Link) -> None:
         async for _ in self.every(self.options.kick_ms):
             async with self.kick_lock:
-                self.part.kicks.append(await self.timed(client.post("/vms/soak/kick")))
-                (await client.post("/vms/soak/resume")).raise_for_status()
+                self.part.kicks.append(await link.timed("POST", "/vms/soak/kick"))
+                await link.timed("POST", "/vms/soak/resume")
 
-    async def merging(self, client: httpx.AsyncClient) -> None:
+    async def merging(self, link: Link) -> None:
         merged = False
         async for _ in self.every(self.options.merge_ms):
             gone = [deleted(1)] if merged else [deleted(1), deleted(2)]
             made = [slot(1, WINDOW, PAGE), slot(2, WINDOW + PAGE, PAGE)] if merged else [slot(1, WINDOW, 2 * PAGE)]
             body = {"operations": [*gone, *self.backed(made)], "protect": "kick"}
             async with self.kick_lock:
-                self.part.merges.append(await self.timed(client.post("/vms/soak/memory-transaction", json=body)))
+                self.part.merges.append(await link.timed("POST", "/vms/soak/memory-transaction", body))
             merged = not merged
 
     def backed(self, slots: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [one | {"userspace_addr": self.base + one["guest_phys_addr"] - WINDOW} for one in slots]
 
-    async def probing(self, client: httpx.AsyncClient) -> None:
+    async def probing(self, link: Link) -> None:
         async for _ in self.every(100):
-            self.part.health.append(await self.timed(client.get("/healthz")))
+            self.part.health.append(await link.timed("GET", "/healthz"))
 
     async def measuring(self, pid: int) -> None:
         async for _ in self.every(1000):
@@ -171,13 +167,11 @@ class Soak:
 
     async def reading(self, url: str, number: int) -> None:
         """One event stream, of the VM or of one vCPU, read as fast as it comes."""
-        host, port = re.findall(r"//([^:/]+):(\d+)", url)[0]
         whose = "" if self.options.streams_of == "vm" else f"/vcpu/{number % self.options.vcpus}"
-        request = f"GET /vms/soak{whose}/events HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n"
         loop = asyncio.get_running_loop()
         reader = Reader(self)
-        transport, _ = await loop.create_connection(lambda: reader, host, int(port))
-        transport.write(request.encode())
+        transport, _ = await loop.create_connection(lambda: reader, *address(url))
+        transport.write(request("GET", f"/vms/soak{whose}/events"))
         left_s = self.started + self.seconds - time.monotonic()
         done, _ = await asyncio.wait({reader.closed}, timeout=max(0.0, left_s))
         if done:
@@ -190,6 +184,26 @@ class Soak:
         for number, part in enumerate(self.parts, 1):
             await asyncio.sleep(max(0.0, self.started + self.seconds * number / PARTS - time.monotonic()))
             print(part.line(number), flush=True)
+
+
+class Link:
+    """A connection for one call at a time, as light as can be: what is measured is the server."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def to(cls, url: str) -> Link:
+        return cls(*await asyncio.open_connection(*address(url)))
+
+    async def timed(self, method: str, path: str, body: Any = None) -> float:
+        """Milliseconds until the answer, which must be a good one."""
+        content = b"" if body is None else json.dumps(body).encode()
+        started = time.perf_counter()
+        self.writer.write(request(method, path, content))
+        await asyncio.wait_for(answer(self.reader), TIMEOUT_S)
+        return (time.perf_counter() - started) * 1e3
 
 
 class Reader(asyncio.BufferedProtocol):
@@ -209,6 +223,12 @@ class Reader(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed.set_result(None)
+
+
+def address(url: str) -> tuple[str, int]:
+    """Host and port."""
+    host, port = re.findall(r"//([^:/]+):(\d+)", url)[0]
+    return host, int(port)
 
 
 def slot(slot_id: int, gpa: int, size: int) -> dict[str, Any]:
@@ -242,6 +262,12 @@ def serving():
         process.wait()
 
 
+def pace(parts: list[Part], seconds: float) -> str:
+    """How often the vCPUs were kicked: a merge is a kick, too."""
+    kicks = sum(len(part.kicks) + len(part.merges) for part in parts)
+    return f"a kick every {seconds * 1e3 / max(1, kicks):.1f} ms"
+
+
 def verdict(parts: list[Part]) -> list[str]:
     """What has grown from the first third of the time to the last; the first part warms up."""
     used = parts[1:]
@@ -273,6 +299,7 @@ def main() -> int:
     parser.add_argument("--mode", choices=("precise", "fast"), default="precise")
     soak = Soak(parser.parse_args())
     asyncio.run(soak.run())
+    print(pace(soak.parts, soak.seconds))
     grown = verdict(soak.parts)
     print("verdict: " + (f"grown: {', '.join(grown)}" if grown else "flat"))
     return bool(grown)
