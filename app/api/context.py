@@ -201,32 +201,48 @@ TheMachine = Annotated[Machine, Depends(_machine)]
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Perform an ioctl that may wait; a client that goes away kills the thread that waits for it.
 
-    The body must have been read. The watcher is started only if the ioctl does wait.
+    The body must have been read.
     """
-    task = asyncio.create_task(work)
+    watch = _Watch(request)
     try:
-        await asyncio.sleep(0)
-        if not task.done():
-            await _until_done_or_gone(request, task)
+        return await work
     except asyncio.CancelledError:
-        task.cancel()
+        if watch.gone():
+            raise HTTPException(503, "the client is gone") from None
         raise
-    if task.cancelled():
-        raise HTTPException(503, "the client is gone, or the server stops")
-    return task.result()
-
-
-async def _until_done_or_gone(request: Request, task: asyncio.Task[Any]) -> None:
-    gone = asyncio.create_task(disconnected(request))
-    watchdog = asyncio.get_running_loop().call_later(SLOW_S, _tell_who_holds_what, request)
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
     finally:
-        watchdog.cancel()
-        gone.cancel()
+        watch.close()
+
+
+class _Watch:
+    """Looks after a call from the next turn of the loop on: most calls are over by then."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._task = asyncio.current_task()
+        self._listener: asyncio.Task[None] | None = None
+        self._handle: asyncio.Handle = asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._handle = asyncio.get_running_loop().call_later(SLOW_S, _tell_who_holds_what, self._request)
+        self._listener = asyncio.create_task(disconnected(self._request))
+        self._listener.add_done_callback(self._heard)
+
+    def _heard(self, listener: asyncio.Task[None]) -> None:
+        if self._task is not None and not listener.cancelled():
+            self._task.cancel()
+
+    def gone(self) -> bool:
+        """The call was cancelled because its client has gone, and for no other reason."""
+        heard = self._listener is not None and self._listener.done()
+        return heard and self._task is not None and self._task.uncancel() == 0
+
+    def close(self) -> None:
+        """The call is over."""
+        self._task = None
+        self._handle.cancel()
+        if self._listener is not None:
+            self._listener.cancel()
 
 
 def _tell_who_holds_what(request: Request) -> None:

@@ -19,7 +19,7 @@ from app.settings import StreamSettings
 
 CHUNK = 1_024  # events in one write at most
 SHARED = 16  # joined chunks, and spans of events, kept for streams at the same position
-SHARE_S = 0.0002  # of the time between two rounds for each stream, which takes about a quarter of that to be written to
+SHARE_S = 0.0001  # of the time between two rounds for each stream, which takes about half of that to be written to
 
 
 @dataclass(frozen=True, slots=True)
