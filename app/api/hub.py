@@ -2,7 +2,7 @@
 
 The log wakes the hub once, the hub wakes every stream that sleeps, at once after a pause and once a tick while events
 keep coming; a stream takes all there are. Streams with the same view and position share the joined bytes. A tick is
-longer the more streams there are, so that watchers never take the time of the watched.
+longer the more streams there are, which leaves time to what they watch.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from app.core.guest import Exit, InterruptedExit, IoExit, MmioExit, WindowExit
 from app.core.uapi import PAGE_SHIFT
 from app.guests.x86.cpu import X86Cpu
 from app.guests.x86.memory import Segment
-from app.guests.x86.rotation import rotation
+from app.guests.x86.rotation import Rotation, rotation
 from app.guests.x86.turns import Turns
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class X86Guest:
     def __init__(self, vcpu: Vcpu, memory: HostMemory, mode: str, turns: Turns) -> None:
         self.cpu = X86Cpu(SlotMemory(vcpu.vm.memslots, memory), mode=mode)
         self._turns = turns if mode == "fast" else None
+        self._rotation: Rotation | None = None  # of the loop it runs on, which is known at its first run
         self._turn: asyncio.Future[None] | None = None
 
     async def enter(self, vcpu: Vcpu) -> Exit:
@@ -82,7 +83,7 @@ class X86Guest:
         return await run(vcpu)
 
     async def _run_sliced(self, vcpu: Vcpu) -> Exit:
-        mine = rotation()
+        mine = self._rotation = self._rotation or rotation()
         mine.guests += 1
         try:
             while not await vcpu.mode.interrupted():
