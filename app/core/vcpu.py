@@ -132,7 +132,8 @@ class Vcpu:
             if page is not None:
                 await self.run_page.write(page)
             r = await self.run_under_read_side()
-            return self.leave_to_user(r, *await self.run_page.read())
+            exit_reason, exit = await self.run_page.read()
+            return self.leave_to_user(r, exit_reason, exit)
         finally:
             if page is not None and page.immediate_exit is not None:
                 await self.run_page.set_immediate_exit(False)

@@ -95,7 +95,7 @@ class Recorder:
 
     def _add_slots(self, parts: dict[str, bytes]) -> None:
         memslots = self.machine.vm.memslots
-        settled = self.machine.settled
+        settled = self.machine.transactions.settled
         stamp = (memslots.generation, [len(pages) for pages in memslots.dirty.values()])
         if settled is None and self._slots == stamp:
             return

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from app.core.atomics import Effect, Task
 from app.core.errors import KvmError
-from app.core.memslots import Region, Slot
-from app.core.trace import USER, Event, Tracer, VcpuState
+from app.core.memslots import Region
+from app.core.trace import USER, Tracer, VcpuState
 from app.core.uapi import Fd, MpState, ioctl_by_request, unknown_errno
 from app.core.variants import variant as find_variant
 from app.core.vcpu import Vcpu
@@ -32,6 +32,7 @@ from app.runtime.events import EventLog
 from app.runtime.history import History, RecordedMemory, keeps_history
 from app.runtime.runs import Run
 from app.runtime.tasks import begin, go_on, perform, perform_now
+from app.runtime.transactions import Transactions
 from app.runtime.userspace import Flag, VmmThread
 
 T = TypeVar("T")
@@ -76,7 +77,7 @@ class Machine:
         self.history = History()
         self.journal: Journal | None = None
         self.unsettled = 0  # windows that are opening, or belong to a transaction: nobody was told of them
-        self.settled: tuple[dict[int, Slot], dict[int, set[int]]] | None = None  # slots without an open transaction
+        self.transactions = Transactions(self)
         self.memory: HostMemory = RecordedMemory(memory_limit, self.history)
         self.threads: dict[int, VmmThread] = {}
         self.runs: set[Run] = set()
@@ -87,7 +88,6 @@ class Machine:
         self._dead = False
         self._tids = count(1)
         self._random = random.Random(seed)
-        self._transaction = asyncio.Lock()
         self.vm = self._make_vm(system, switches, irqchip=irqchip)
 
     def _make_vm(self, system: System, switches: Switches, *, irqchip: bool) -> Vm:
@@ -265,80 +265,18 @@ class Machine:
 
     async def set_user_memory_region(self, region: Region) -> None:
         """KVM_SET_USER_MEMORY_REGION."""
-        await self._set_region(region)
-        if self.settled is not None:  # a transaction is open, and this is not part of it
-            self._settle(self.settled[0], region.slot)
+        await self.change_region(region)
+        self.transactions.changed_beside(region.slot)
 
-    async def _set_region(self, region: Region) -> None:
+    async def change_region(self, region: Region) -> None:
+        """KVM_SET_USER_MEMORY_REGION, perhaps as one of a transaction."""
         await self.call(self.vm.set_user_memory_region(region, self.thread()))
-
-    def _settle(self, settled: dict[int, Slot], slot_id: int) -> None:
-        slot = self.vm.memslots.slots.get(slot_id)
-        if slot is None:
-            settled.pop(slot_id, None)
-        else:
-            settled[slot_id] = slot
 
     async def memory_transaction(
         self, regions: Sequence[Region], protect: str | None = None, timeout_ms: int | None = None
     ) -> dict[str, Any]:
-        """Apply ``regions`` in order, all or none, protected by a kick, by the batch ioctl, or not at all.
-
-        Errors as KVM_SET_USER_MEMORY_REGION, with the number of the operation, and ETIMEDOUT if the kick takes
-        longer than ``timeout_ms``; the slots are as before then.
-        """
-        protect = protect or self.vm.variant.protects_by
-        async with self._transaction:
-            begin = {"phase": "begin", "protect": protect, "operations": len(regions)}
-            self.trace(Event.MEM_TRANSACTION, None, begin)
-            slots = self.vm.memslots
-            self.settled = dict(slots.slots), {slot: set(pages) for slot, pages in slots.dirty.items()}
-            try:
-                if protect == "kick":
-                    drain_ns, window_ns = await self._in_window(regions, timeout_ms)
-                elif protect == "list":
-                    drain_ns, window_ns = 0, await self._timed(self._apply_list(regions))
-                else:
-                    drain_ns, window_ns = 0, await self._timed(self._apply(regions))
-            finally:
-                self.settled = None
-                self.trace(Event.MEM_TRANSACTION, None, {"phase": "end", "protect": protect})
-        results = [{"ret": 0, "errno": None} for _ in regions]
-        return {"results": results, "drain_ns": drain_ns, "window_ns": window_ns, "seq": self.log.seq}
-
-    async def _in_window(self, regions: Sequence[Region], timeout_ms: int | None) -> tuple[int, int]:
-        kicked = await self.kick(timeout_ms)
-        self.unsettled += 1
-        try:
-            window_ns = await self._timed(self._apply(regions))
-        finally:
-            try:
-                await self.resume()
-            finally:
-                self.unsettled -= 1
-        return kicked["drain_ns"], window_ns
-
-    async def _timed(self, work: Coroutine[Any, Any, None]) -> int:
-        started = time.monotonic_ns()
-        await work
-        return time.monotonic_ns() - started
-
-    async def _apply(self, regions: Sequence[Region]) -> None:
-        before = self.vm.memslots.state()
-        for index, region in enumerate(regions):
-            try:
-                await self._set_region(region)
-            except KvmError as error:
-                if error.errno != errno.EIO:
-                    await self.call(self.vm.restore_slots(before, self.thread()))
-                raise _at(error, index) from error
-            except asyncio.CancelledError:
-                await self.call(self.vm.restore_slots(before, self.thread()))
-                raise
-            await asyncio.sleep(0)  # back in user mode: others run
-
-    async def _apply_list(self, regions: Sequence[Region]) -> None:
-        await self.call(self.vm.set_user_memory_region_list(regions, self.thread()))
+        """Apply ``regions`` in order, all or none; what and errors as ``transactions.Transactions.perform``."""
+        return await self.transactions.perform(regions, protect or self.vm.variant.protects_by, timeout_ms)
 
     async def get_dirty_log(self, slot: int) -> list[int]:
         """KVM_GET_DIRTY_LOG."""
@@ -554,13 +492,3 @@ class Machine:
     def locks(self) -> dict[str, Any]:
         """Who holds the variant's lock, who waits, in order and since when."""
         return views.locks(self.vm)
-
-
-def _at(error: KvmError, index: int) -> KvmError:
-    return KvmError(
-        error.errno,
-        error.ioctl,
-        f"operation {index}: {error.detail}; nothing has changed",
-        field=f"operations.{index}.{error.field}" if error.field else None,
-        operation=index,
-    )

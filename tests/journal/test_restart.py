@@ -157,14 +157,14 @@ async def test_a_transaction_that_was_under_way_has_not_happened(serve, crash):
         await until(lambda: machine.vcpu(0).watched.state.value == "guest", "the guest runs")
         deleted = [Region(0, 1, 0, 0, BASE), Region(1, 0, 0, 8 * PAGE, BASE)]
         images = []
-        original = machine._set_region
+        original = machine.change_region
 
         async def observed(region):
             await original(region)
             await client.put("/vcpu/2/regs", json={"rbx": 3})  # another client's call is kept meanwhile
             images.append(crash())
 
-        machine._set_region = observed
+        machine.change_region = observed
         await machine.memory_transaction(deleted)
         await stuck.result()
         images.append(crash())
