@@ -6,11 +6,13 @@ guest's code in KVM's software interpreter. Each entry looks at one difference a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from app.core.uapi import InternalError
+from app.scripts.operations import WriteHost
 from app.scripts.parse import Operation
 
 
@@ -23,6 +25,8 @@ class Quirk:
     applies: Callable[[Sequence[Operation], dict[str, Any], dict[str, Any]], bool]
 
 
+BIT_SCAN = re.compile("0fb[cd]")
+LOW_HALF = 0xFFFF_FFFF
 PIC_PORTS = frozenset((0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1))
 
 
@@ -63,6 +67,14 @@ def _interpreted(operations: Sequence[Operation], emulator: dict[str, Any], devi
     return device.get("suberror") == InternalError.EMULATION and not paging
 
 
+def _scan_of_zero(operations: Sequence[Operation], emulator: dict[str, Any], device: dict[str, Any]) -> bool:
+    mine, theirs = emulator.get("regs"), device.get("regs")
+    code = "".join(step.args.hex.lower() for step in operations if isinstance(step.args, WriteHost))
+    if not mine or not theirs or not BIT_SCAN.search(code):
+        return False
+    return all(mine[name] in (theirs[name], theirs[name] & LOW_HALF) for name in mine)
+
+
 QUIRKS: tuple[Quirk, ...] = (
     Quirk(
         "run-without-memory",
@@ -96,6 +108,12 @@ QUIRKS: tuple[Quirk, ...] = (
         "where the recording machine has to interpret the guest, which is all code without paging: it stops with "
         "KVM_INTERNAL_ERROR_EMULATION; hardware executes it or raises #UD.",
         _interpreted,
+    ),
+    Quirk(
+        "scan-of-zero",
+        "BSF or BSR of zero into a 32-bit register: Intel's manual leaves the destination undefined, hardware leaves "
+        "all 64 bits as they were, Unicorn clears the upper half of a register that it leaves alone.",
+        _scan_of_zero,
     ),
     Quirk(
         "nmi-behind-nmi",

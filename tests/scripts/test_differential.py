@@ -107,6 +107,13 @@ def test_every_quirk_has_a_reason_and_a_test_of_its_own():
     nmi = parse_operations([{"op": "nmi", "args": {"vcpu": 0}}])
     assert explained([*nmi, *nmi, run[-1]], {"exit_reason": "HLT"}, {"exit_reason": "IO"}).name == "nmi-behind-nmi"
     assert explained([*nmi, run[-1]], {"exit_reason": "HLT"}, {"exit_reason": "IO"}) is None
+    scan = [{"op": "arena", "args": {"name": "A", "size": 4096}}]
+    scan += [{"op": "write_host", "args": {"arena": "A", "offset": 0, "hex": "0fbdf0f4"}}]
+    scan = parse_operations([*scan, {"op": "get_regs", "args": {"vcpu": 0}}])
+    high = {"regs": {"rsi": 0x1_0000_0005, "rax": 0}}
+    assert explained(scan, {"regs": {"rsi": 5, "rax": 0}}, high).name == "scan-of-zero"
+    assert explained(scan, {"regs": {"rsi": 6, "rax": 0}}, high) is None
+    assert explained(scan[2:], {"regs": {"rsi": 5, "rax": 0}}, high) is None
     assert all(len(quirk.reason) > 40 for quirk in QUIRKS)
     names = {
         "run-without-memory",
@@ -114,6 +121,7 @@ def test_every_quirk_has_a_reason_and_a_test_of_its_own():
         "pic-ports",
         "frame-in-a-hole",
         "interpreted",
+        "scan-of-zero",
         "nmi-behind-nmi",
     }
     assert {quirk.name for quirk in QUIRKS} == names
