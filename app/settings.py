@@ -42,6 +42,7 @@ class StreamSettings:
 
     heartbeat_s: float = 10.0
     tick_s: float = 0.005  # events that come closer together than this share one write
+    stream_s: float = 0.0001  # the same for each open stream: about twice what a write to one takes
     backlog: int = 8_192  # a reader further behind gets a gap and a snapshot
     write_timeout_s: float = 120.0  # a reader that takes nothing for so long is cut off; before that it gets a gap
 

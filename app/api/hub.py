@@ -19,7 +19,6 @@ from app.settings import StreamSettings
 
 CHUNK = 1_024  # events in one write at most
 SHARED = 16  # joined chunks, and spans of events, kept for streams at the same position
-SHARE_S = 0.0001  # of the time between two rounds for each stream, which takes about half of that to be written to
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ class Hub:
         if not self._waking:
             self._waking = True
             loop = asyncio.get_running_loop()
-            due = self._woke_at + max(self.settings.tick_s, self._woken * SHARE_S)
+            due = self._woke_at + max(self.settings.tick_s, self._woken * self.settings.stream_s)
             if due <= loop.time():
                 loop.call_soon(self._wake)
             else:

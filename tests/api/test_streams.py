@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.api.hub import SSE, Sleeper, Span, View
-from app.runtime.events import Record
+from app.api.hub import SSE, Hub, Sleeper, Span, View
+from app.runtime.events import EventLog, Record
 from app.settings import Limits, StreamSettings
 from tests.api.live import assert_problem, events, live, until
 
@@ -168,6 +168,24 @@ async def test_a_slow_reader_gets_one_gap_with_the_count_and_a_snapshot_and_slow
         assert gap["count"] == gap["to"] - gap["from"] + 1
         assert after == list(range(seen[at + 1]["data"]["seq"] + 1, last + 1))
         assert server.context.hub.gaps == 1
+
+
+async def test_the_pause_between_two_rounds_grows_with_the_number_of_streams():
+    log, loop = EventLog(), asyncio.get_running_loop()
+    hub = Hub(log, StreamSettings(tick_s=0, stream_s=0.001))
+    sleepers = [Sleeper(hub) for _ in range(20)]
+
+    async def a_round():
+        asleep = [asyncio.create_task(sleeper.wait(log.seq, loop.time() + 60)) for sleeper in sleepers]
+        await asyncio.sleep(0)
+        log.emit(None, "kvm_x", None, {})
+        await asyncio.gather(*asleep)
+        return loop.time()
+
+    first = await a_round()
+    assert await a_round() - first > 0.015
+    for sleeper in sleepers:
+        sleeper.close()
 
 
 def resident():

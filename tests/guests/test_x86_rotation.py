@@ -1,4 +1,4 @@
-"""Guests of mode precise on the event loop: one slice a turn, and a kick that need not wait for it."""
+"""Guests of mode precise on the event loop: one slice in a few turns, and a kick that need not wait for it."""
 
 import asyncio
 
@@ -7,6 +7,7 @@ import pytest
 from app.core.memslots import Region
 from app.core.trace import VcpuState
 from app.guests.x86.guest import X86Guest
+from app.guests.x86.rotation import OTHERS
 from app.runtime.registry import Registry
 from app.scripts.presets import PRESETS
 
@@ -49,6 +50,14 @@ async def all_inside(machine):
         machine.start_thread(vcpu)
     while any(vcpu.watched.state is not VcpuState.GUEST for vcpu in machine.vm.vcpus.values()):
         await asyncio.sleep(0)
+
+
+async def test_between_two_slices_come_turns_of_the_loop_without_one(machine, slices):
+    await all_inside(machine)
+    before = len(slices)
+    for _ in range(10 * (OTHERS + 1)):
+        await asyncio.sleep(0)
+    assert 9 <= len(slices) - before <= 11
 
 
 async def test_a_turn_of_the_loop_waits_for_one_slice_however_many_guests_compute(machine, slices):

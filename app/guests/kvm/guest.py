@@ -73,4 +73,4 @@ class DeviceGuest:
         self._kernels_business()
 
     def _kernels_business(self) -> NoReturn:
-        raise NotImplementedError("the real kernel does this inside KVM_RUN")
+        raise RuntimeError("the real kernel does this inside KVM_RUN")
