@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from app.core.run_page import Cause, RunResult
     from app.runtime.runs import Run
+    from app.runtime.threads import Outcome
 
 C = TypeVar("C")
 CALLS = 20_000
@@ -59,7 +60,11 @@ class History:
     """The newest calls of one machine; ``dropped`` counts those that are lost."""
 
     def __init__(self, calls: int = CALLS, payload: int = PAYLOAD) -> None:
-        self.calls: deque[Call] = deque()
+        self._calls: deque[Call] = deque()
+        # A kick ends a thousand KVM_RUNs at once: each is noted here, and numbered before anything else is.
+        self._ended: list[Outcome] = []
+        self.note_end: Callable[[Outcome], None] = self._ended.append
+        self._running: dict[asyncio.Future[RunResult], tuple[Call, Run]] = {}
         self.dropped = 0
         self.open = 0
         self._limit = calls
@@ -68,27 +73,35 @@ class History:
 
     def begin(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int = 0) -> Call | None:
         """Note the beginning of a call; None for one that is part of another, or a read beside running calls."""
-        if _inside.get() or (name in READS and self.open):
+        if _inside.get():
+            return None
+        self._number_ended()
+        if name in READS and self.open:
             return None
         self._payload -= size
         self._clock += 1
         self.open += 1
         call = Call(name, args, kwargs, self._clock)
-        self.calls.append(call)
-        if len(self.calls) > self._limit or self._payload < 0:
+        self._calls.append(call)
+        if len(self._calls) > self._limit or self._payload < 0:
             self.forget()
         return call
 
     def end(self, call: Call, result: object = None, error: KvmError | None = None) -> None:
         """Note what a call came to."""
-        self._clock += 1
-        self.open -= 1
-        call.ended, call.result, call.error = self._clock, result, error
+        self._number_ended()
+        self._end(call, result, error)
+
+    @property
+    def calls(self) -> deque[Call]:
+        """The calls that are kept, in the order in which they began."""
+        self._number_ended()
+        return self._calls
 
     def forget(self) -> None:
         """Drop everything: there is more than is kept, or the machine changed in a way that no call describes."""
-        self.dropped += len(self.calls)
-        self.calls.clear()
+        self.dropped += len(self._calls)
+        self._calls.clear()
         self._payload = PAYLOAD
 
     def follow(self, call: Call, run: Run) -> None:
@@ -98,18 +111,27 @@ class History:
             error = run.task.exception()
             self.end(call, None if error else run.task.result(), error if isinstance(error, KvmError) else None)
             return
+        self._running[run.task] = call, run
+        run.task.add_done_callback(self._given_up)
 
-        def left(result: RunResult | None, error: KvmError | None) -> None:
-            call.sent = run.sent
-            self.end(call, result, error)
+    def _given_up(self, task: asyncio.Future[RunResult]) -> None:
+        if task.cancelled():
+            call, _run = self._running.pop(task)
+            call.given_up = True
+            self.open -= 1
 
-        def done(task: asyncio.Future[RunResult]) -> None:
-            if task.cancelled():
-                call.given_up = True
-                self.open -= 1
+    def _number_ended(self) -> None:
+        for thread, result, error in self._ended:
+            call, run = self._running.pop(thread, (None, None))
+            if call is not None and run is not None:  # else another ioctl began it
+                call.sent = run.sent
+                self._end(call, result, error if isinstance(error, KvmError) else None)
+        self._ended.clear()
 
-        run.on_end = left
-        run.task.add_done_callback(done)
+    def _end(self, call: Call, result: object, error: KvmError | None) -> None:
+        self._clock += 1
+        self.open -= 1
+        call.ended, call.result, call.error = self._clock, result, error
 
 
 class RecordedMemory(HostMemory):

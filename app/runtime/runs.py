@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from app.core.errors import KvmError
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from app.runtime.machine import Machine
 
 
-def _nobody_listens(_result: RunResult | None, _error: KvmError | None) -> None:
-    """Nobody wants to know how a run ended."""
-
-
 class Run:
     """A KVM_RUN under way, as if on a host thread of its own.
 
@@ -35,7 +31,6 @@ class Run:
         self.machine = machine
         self.vcpu = vcpu
         self.tid = tid
-        self.on_end: Callable[[RunResult | None, KvmError | None], None] = _nobody_listens
         self._sent: Cause | None = None
         self._started = time.monotonic_ns()
         self._timer: asyncio.TimerHandle | None = None
@@ -57,7 +52,7 @@ class Run:
         else:
             if timeout_ms is not None:
                 self._timer = self.task.get_loop().call_later(timeout_ms / 1000, self.signal, Cause.POLL_TIMEOUT)
-            self.task = HostThread(core, begun, self.machine.choose, self._ended)
+            self.task = HostThread(core, begun, self.machine.choose, self.machine.history.note_end)
             self.task.add_done_callback(self._done)
             return
         self.machine.runs.discard(self)
@@ -66,9 +61,6 @@ class Run:
     def sent(self) -> Cause | None:
         """Why ``signal`` asked the run to leave, if it did."""
         return self._sent
-
-    def _ended(self, result: RunResult | None, error: Exception | None) -> None:
-        self.on_end(result, error if isinstance(error, KvmError) else None)
 
     def _done(self, task: asyncio.Future[RunResult]) -> None:
         if self._timer is not None:

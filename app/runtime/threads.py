@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 from app.core.atomics import Blocked, Choice, Effect, Outside
@@ -23,7 +23,7 @@ class HostThread(asyncio.Future[T]):
     """A host thread that performs one core coroutine from ``begun`` on: a future of its result.
 
     ``begun`` is what ``tasks.begin`` came to, or ``PREEMPT`` for a coroutine that begins in the next turn.
-    ``on_end`` hears of the outcome before anybody else goes on; the future is done a turn of the loop later.
+    ``on_end`` is given the outcome before anybody else goes on; the future is done a turn of the loop later.
     ``cancel`` throws ``Killed`` into the coroutine and lets its clean-up run before it returns. An error of what it
     waits for outside the kernel is thrown into it; if somebody cancels that, the thread is cancelled.
     """
@@ -38,7 +38,7 @@ class HostThread(asyncio.Future[T]):
         core: Coroutine[Effect, Any, T],
         begun: Effect,
         choose: Callable[[int], int] = first_choice,
-        on_end: Callable[[T | None, Exception | None], None] | None = None,
+        on_end: Callable[[Outcome], object] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(loop=loop)
@@ -121,9 +121,14 @@ class HostThread(asyncio.Future[T]):
 
     def _end(self, result: T | None, error: Exception | None) -> None:
         self._over = True
+        outcome = self, result, error
         if self._on_end is not None:
-            self._on_end(result, error)
-        self._runqueue.over.append((self, result, error))
+            self._on_end(outcome)
+        self._runqueue.over.append(outcome)
+
+
+Outcome: TypeAlias = tuple[HostThread[Any], Any, Exception | None]
+"""A thread that has ended, with its result or its error."""
 
 
 class RunQueue:
@@ -134,8 +139,8 @@ class RunQueue:
     """
 
     def __init__(self) -> None:
-        self.over: list[tuple[HostThread[Any], Any, Exception | None]] = []
-        """Threads that have ended, with their outcome. Control calls that they let go on do so before it is told."""
+        self.over: list[Outcome] = []
+        """Threads that have ended. Control calls that they let go on do so before the outcome is told."""
         self._turn = 1
         self._ready: deque[HostThread[Any]] = deque()
         self._again: list[HostThread[Any]] = []

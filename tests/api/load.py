@@ -2,6 +2,7 @@
 
 python -m tests.api.load stalled [SECONDS]   a stream reader that stalls under full load
 python -m tests.api.load sigterm             1,000 parked runs and 500 streams, and SIGTERM
+python -m tests.api.load drain [KICKS]       kicks of 1,000 clients that are parked in KVM_RUN, each on its own socket
 """
 
 import asyncio
@@ -134,8 +135,51 @@ async def sigterm():
     print(json.dumps(figures))  # noqa: T201
 
 
+async def answer_of(reader):
+    """The body of the next answer on a connection that stays open."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    return json.loads(await reader.readexactly(int(length.split(b":")[1])))
+
+
+async def drain(times):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    server = await Process.start(RUNS)
+    vcpus = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(RUNS)]
+    drains, answered = [], []
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        for _ in range(times):
+            for number, (_, writer) in enumerate(vcpus):
+                writer.write(f"POST /vcpu/{number}/run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+            while len((await client.get("/vm/locks")).json()["readers"]) < RUNS:
+                await asyncio.sleep(0.1)
+            answers = asyncio.gather(*(answer_of(reader) for reader, _ in vcpus))
+            await asyncio.sleep(0.2)
+            begun = time.monotonic()
+            kick = (await client.post("/vm/kick")).json()
+            assert kick["vcpus_stopped"] == RUNS
+            assert all(answer["errno"] == "EINTR" for answer in await answers)
+            answered.append((time.monotonic() - begun) * 1e3)
+            drains.append(kick["drain_ns"] / 1e6)
+            await client.post("/vm/resume")
+    figures = {
+        "clients": RUNS,
+        "drain_ms": [round(drain, 1) for drain in drains],
+        "drain_p50_ms": round(statistics.median(drains), 1),
+        "all_answered_p50_ms": round(statistics.median(answered), 1),
+    }
+    print(json.dumps(figures))  # noqa: T201
+    for _, writer in vcpus:
+        writer.close()
+    server.process.terminate()
+    await server.process.wait()
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "stalled":
-        asyncio.run(stalled(float(sys.argv[2]) if len(sys.argv) > 2 else 60))
-    else:
-        asyncio.run(sigterm())
+    match sys.argv[1:]:
+        case ["stalled", *seconds]:
+            asyncio.run(stalled(float(seconds[0]) if seconds else 60))
+        case ["drain", *times]:
+            asyncio.run(drain(int(times[0]) if times else 12))
+        case _:
+            asyncio.run(sigterm())

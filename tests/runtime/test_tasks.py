@@ -129,7 +129,7 @@ async def test_threads_that_never_wait_leave_the_loop_to_others_once_a_turn():
 async def test_the_outcome_is_told_before_the_next_thread_goes_on_and_the_future_is_done_a_turn_later():
     tasks, log = [Task("0"), Task("1")], []
     threads = [
-        started(sleeps(task, log, task.tid), on_end=lambda result, error, task=task: log.append(f"end {task.tid}"))
+        started(sleeps(task, log, task.tid), on_end=lambda outcome, task=task: log.append(f"end {task.tid}"))
         for task in tasks
     ]
     threads[0].add_done_callback(lambda _thread: log.append("done"))
