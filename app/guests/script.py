@@ -216,6 +216,9 @@ class ScriptGuest:
             if self.program[at].targets:
                 at = await self.next_step(at)
             step = self.program[at]
+            if step.name == "spin":
+                await vcpu.mode.wait_interrupt()
+                return INTERRUPTED
             exit = await self.perform(vcpu, step, at)
             if exit is not None:
                 return exit
@@ -236,9 +239,6 @@ class ScriptGuest:
 
     async def perform(self, vcpu: Vcpu, step: Step, at: int) -> Exit | None:
         """One step: None if the guest goes on."""
-        if step.name == "spin":
-            await vcpu.mode.wait_interrupt()
-            return None
         if step.name in ("read", "write"):
             return await self.access(vcpu, step, at)
         if step.name == "fetch":
