@@ -150,7 +150,9 @@ async def drain(times):
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
         for _ in range(times):
             for number, (_, writer) in enumerate(vcpus):
-                writer.write(f"POST /vcpu/{number}/run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
+                writer.write(
+                    f"POST /vcpu/{number}/run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode()
+                )
             while len((await client.get("/vm/locks")).json()["readers"]) < RUNS:
                 await asyncio.sleep(0.1)
             answers = asyncio.gather(*(answer_of(reader) for reader, _ in vcpus))
