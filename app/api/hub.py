@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -145,6 +146,7 @@ class Hub:
         self._woken = 0  # streams, in the last round
         self._shared: dict[tuple[View, Wire, int], tuple[bytes, int]] = {}
         self._spans: dict[int, Span] = {}
+        self._snapshots: dict[tuple[View, Wire], tuple[bytes, int]] = {}
 
     def admit(self, limit: int) -> None:
         """EAGAIN if ``limit`` streams are open."""
@@ -182,6 +184,19 @@ class Hub:
         self._woken = len(sleepers)
         for sleeper in sleepers:
             sleeper.wake()
+
+    def snapshot(self, view: View, wire: Wire, make: Callable[[], bytes]) -> tuple[bytes, int]:
+        """The state of what a view shows, as ``make`` encodes it, and the number of the last event in it.
+
+        Streams that ask in one turn of the loop share it: whatever their clients know of was done in turns before.
+        """
+        key = (view, wire)
+        found = self._snapshots.get(key)
+        if found is None:
+            if not self._snapshots:
+                asyncio.get_running_loop().call_soon(self._snapshots.clear)
+            found = self._snapshots[key] = make(), self.log.seq
+        return found
 
     def chunk(self, view: View, wire: Wire, seq: int) -> tuple[bytes, int]:
         """The next events after ``seq`` as one piece, and the number of the last one looked at."""

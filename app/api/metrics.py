@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -95,7 +94,7 @@ def _counters(machines: tuple[Machine, ...]) -> Iterator[Metric]:
     totals = {machine.id: Counter[str]() for machine in machines}
     for machine in machines:
         for vcpu in machine.vm.vcpus.values():
-            totals[machine.id].update(asdict(vcpu.watched.counters))
+            totals[machine.id].update(vcpu.watched.counters.by_name())
     for field, name, meaning in COUNTERS:
         metric = CounterMetricFamily(f"kickstand_vcpu_{name}", meaning, labels=("vm",))
         for vm, total in totals.items():

@@ -83,8 +83,11 @@ class Stream:
 
     def snapshot(self) -> bytes:
         """The whole state now; events go on from here."""
-        self.seq = self.hub.log.seq
-        return self._control("snapshot", self.describe(), f"{self.hub.log.epoch}-{self.seq}")
+        snapshot, self.seq = self.hub.snapshot(self.view, self.wire, self._snapshot)
+        return snapshot
+
+    def _snapshot(self) -> bytes:
+        return self._control("snapshot", self.describe(), f"{self.hub.log.epoch}-{self.hub.log.seq}")
 
     def gap(self, why: dict[str, Any]) -> bytes:
         """Events are missing here. It has no id, so that a client that leaves now will learn of it again."""

@@ -86,11 +86,10 @@ class Request(IntEnum):
 
 def request_names(bits: int) -> list[str]:
     """Name the requests in a word of bits, lowest first."""
-    return [
-        request.kernel_name
-        for request in sorted(Request, key=lambda r: r.nr)
-        if not request & NO_ACTION and bits & request.bit
-    ]
+    return [name for bit, name in _NAMES if bits & bit] if bits else []
+
+
+_NAMES = [(r.bit, r.kernel_name) for r in sorted(Request, key=lambda r: r.nr) if not r & NO_ACTION]
 
 
 KVM_REQ_USERSPACE_KICK, KVM_REQ_UNBLOCK = Request.USERSPACE_KICK, Request.UNBLOCK  # plain names: see ``trace``

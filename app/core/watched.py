@@ -25,6 +25,10 @@ class Counters:
     pio: int = 0
     faults_retried: int = 0
 
+    def by_name(self) -> dict[str, int]:
+        """All of them."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 @dataclass(slots=True)
 class Watched:

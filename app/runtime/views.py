@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from app.core.errors import errno_name
@@ -37,7 +36,7 @@ def vcpu(vcpu: Vcpu, thread: userspace.VmmThread | None) -> dict[str, Any]:
         "requests": request_names(vcpu.requests.bits),
         "exit_reason": vcpu.run_page.exit_reason.kernel_name,
         "thread": userspace.describe(thread),
-        "counters": asdict(vcpu.watched.counters),
+        "counters": vcpu.watched.counters.by_name(),
     }
 
 

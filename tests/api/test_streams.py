@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.api.hub import SSE, Hub, Sleeper, Span, View
+from app.api.hub import NDJSON, SSE, Hub, Sleeper, Span, View
+from app.api.streams import Stream
 from app.runtime.events import EventLog, Record
 from app.settings import Limits, StreamSettings
 from tests.api.live import assert_problem, events, live, until
@@ -194,6 +195,27 @@ def resident():
 
 
 @pytest.mark.slow
+async def test_streams_that_open_in_the_same_turn_of_the_loop_share_one_snapshot_and_later_ones_see_what_changed():
+    log, state = EventLog(), {"made": 0}
+    hub = Hub(log, StreamSettings())
+
+    def describe():
+        state["made"] += 1
+        return dict(state)
+
+    def opened(view):
+        return Stream(hub, view, NDJSON, describe, lambda: False)
+
+    streams = [opened(View("vm")) for _ in range(3)]
+    first = streams[0].opening(None)
+    log.emit("vm", "between", None, {})
+    assert [stream.opening(None) for stream in streams[1:]] == [first, first]
+    assert b'"event":"between"' in streams[1].following()  # what came after the snapshot is not missing
+    assert json.loads(opened(View("other")).opening(None))["data"]["made"] == 2
+    await asyncio.sleep(0)
+    assert json.loads(opened(View("vm")).opening(None))["data"]["made"] == 3
+
+
 async def test_a_reader_that_stalls_while_thirty_megabytes_pass_costs_little_memory_and_gets_one_gap():
     async with live(streams=StreamSettings(tick_s=0)) as server:  # it falls behind by not reading, by nothing else
         log = server.registry.log
