@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -146,7 +147,9 @@ class Hub:
         self._woken = 0  # streams, in the last round
         self._shared: dict[tuple[View, Wire, int], tuple[bytes, int]] = {}
         self._spans: dict[int, Span] = {}
+        # What streams share within one turn of the loop: snapshots, and which events a view would have shown.
         self._snapshots: dict[tuple[View, Wire], tuple[bytes, int]] = {}
+        self._numbers: dict[tuple[View, int], list[int]] = {}
 
     def admit(self, limit: int) -> None:
         """EAGAIN if ``limit`` streams are open."""
@@ -185,18 +188,24 @@ class Hub:
         for sleeper in sleepers:
             sleeper.wake()
 
-    def snapshot(self, view: View, wire: Wire, make: Callable[[], bytes]) -> tuple[bytes, int]:
+    def snapshot(self, view: View, wire: Wire, after: int, make: Callable[[], bytes]) -> tuple[bytes, int]:
         """The state of what a view shows, as ``make`` encodes it, and the number of the last event in it.
 
-        Streams that ask in one turn of the loop share it: whatever their clients know of was done in turns before.
+        Never older than event ``after``. Streams that ask in one turn of the loop share it: whatever their clients
+        know of was done in turns before.
         """
         key = (view, wire)
         found = self._snapshots.get(key)
-        if found is None:
-            if not self._snapshots:
-                asyncio.get_running_loop().call_soon(self._snapshots.clear)
+        if found is None or found[1] < after:
+            self._forget_after_this_turn()
             found = self._snapshots[key] = make(), self.log.seq
         return found
+
+    def _forget_after_this_turn(self) -> None:
+        if not (self._snapshots or self._numbers):
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._snapshots.clear)
+            loop.call_soon(self._numbers.clear)
 
     def chunk(self, view: View, wire: Wire, seq: int) -> tuple[bytes, int]:
         """The next events after ``seq`` as one piece, and the number of the last one looked at."""
@@ -231,10 +240,19 @@ class Hub:
         """A reader at ``seq`` has fallen too far back, or the ring has dropped what it needs."""
         return self.log.seq - seq > min(self.settings.backlog, self.log.kept)
 
-    def missed(self, view: View, seq: int) -> int:
-        """How many events of a view a reader at ``seq`` will never see; those no longer known all count."""
-        records, lost = self.log.since(seq)
-        return lost + sum(map(view.shows, records))
+    def missed(self, view: View, seq: int, end: int) -> int:
+        """How many events of a view up to number ``end`` a reader at ``seq`` will never see.
+
+        Of those that the ring does not hold any more, all count.
+        """
+        if view.vm is None:
+            return end - seq
+        known = min(end, max(seq, self.log.seq - self.log.kept))
+        numbers = self._numbers.get((view, end))
+        if numbers is None:
+            self._forget_after_this_turn()
+            numbers = self._numbers[view, end] = self.log.numbers(view.vm, view.vcpu, end)
+        return known - seq + len(numbers) - bisect_right(numbers, known)
 
     def resume_point(self, given: str) -> int | str:
         """The number to go on after, or why a client's last event id is of no use."""

@@ -60,7 +60,8 @@ class Stream:
         if isinstance(point, int):
             self.seq = point
             return self.wire.preamble()
-        return self.wire.preamble() + self.gap({"reason": point, "after": resume[:64]}) + self.snapshot()
+        snapshot = self.snapshot()
+        return self.wire.preamble() + self.gap({"reason": point, "after": resume[:64]}, self.seq) + snapshot
 
     async def replay(self) -> AsyncIterator[bytes]:
         """What was kept since the client's last event, up to where the ring goes on; each hole is told.
@@ -73,7 +74,8 @@ class Stream:
             lost = self.hub.log.seq - self.seq if past is None else past.lost
             if lost:
                 holes = True
-                yield self.gap({"reason": "lost", "count": lost, "from": self.seq + 1, "to": self.seq + lost})
+                end = self.seq + lost
+                yield self.gap({"reason": "lost", "count": lost, "from": self.seq + 1, "to": end}, end)
             if past is None:
                 break
             self.seq = past.records[-1].seq
@@ -83,39 +85,40 @@ class Stream:
 
     def snapshot(self) -> bytes:
         """The whole state now; events go on from here."""
-        snapshot, self.seq = self.hub.snapshot(self.view, self.wire, self._snapshot)
+        snapshot, self.seq = self.hub.snapshot(self.view, self.wire, self.seq, self._snapshot)
         return snapshot
 
     def _snapshot(self) -> bytes:
-        return self._control("snapshot", self.describe(), f"{self.hub.log.epoch}-{self.hub.log.seq}")
+        seq = self.hub.log.seq
+        return self._control("snapshot", self.describe(), seq, f"{self.hub.log.epoch}-{seq}")
 
-    def gap(self, why: dict[str, Any]) -> bytes:
-        """Events are missing here. It has no id, so that a client that leaves now will learn of it again."""
-        return self._control("gap", why, None)
+    def gap(self, why: dict[str, Any], end: int) -> bytes:
+        """Events up to ``end`` are missing. It has no id, so that a client that leaves now will learn of it again."""
+        return self._control("gap", why, end, None)
 
     def following(self) -> bytes:
         """What has happened since, as far as one write goes."""
-        if self.hub.behind(self.seq):
+        seq = self.seq
+        if self.hub.behind(seq):
             self.hub.gaps += 1
-            count = self.hub.missed(self.view, self.seq)
-            why = {"reason": "slow", "count": count, "from": self.seq + 1, "to": self.hub.log.seq}
-            return self.gap(why) + self.snapshot()
-        joined, self.seq = self.hub.chunk(self.view, self.wire, self.seq)
+            snapshot = self.snapshot()
+            count = self.hub.missed(self.view, seq, self.seq)
+            return self.gap({"reason": "slow", "count": count, "from": seq + 1, "to": self.seq}, self.seq) + snapshot
+        joined, self.seq = self.hub.chunk(self.view, self.wire, seq)
         return joined
 
     def bye(self) -> bytes:
         """The last event of a stream that the server ends."""
         reason = "shutdown" if self.hub.closed else "destroyed"
-        return self._control("bye", {"reason": reason}, f"{self.hub.log.epoch}-{self.seq}")
+        return self._control("bye", {"reason": reason}, self.seq, f"{self.hub.log.epoch}-{self.seq}")
 
     @property
     def ending(self) -> bool:
         """Nothing more will come."""
         return self.hub.closed or self.gone()
 
-    def _control(self, name: str, members: dict[str, Any], event_id: str | None) -> bytes:
-        log = self.hub.log
-        envelope = {"seq": log.seq, "vm": self.view.vm, "vcpu": self.view.vcpu, "t_ns": log.elapsed_ns}
+    def _control(self, name: str, members: dict[str, Any], seq: int, event_id: str | None) -> bytes:
+        envelope = {"seq": seq, "vm": self.view.vm, "vcpu": self.view.vcpu, "t_ns": self.hub.log.elapsed_ns}
         return self.wire.event(name, event_id, to_json(members | envelope)).encode()
 
 

@@ -130,6 +130,16 @@ class EventLog:
         end = self.seq if limit is None else min(self.seq, begin + limit)
         return [self._record(number) for number in range(begin + 1, end + 1)], begin - seq
 
+    def numbers(self, vm: str | None, vcpu: int | None, end: int) -> list[int]:
+        """The events up to number ``end`` of a VM, or of its vCPU ``vcpu``, as far as the ring holds them."""
+        found = []
+        for seq in range(self.seq - self.kept + 1, end + 1):
+            entry = self._ring[seq % self.capacity]
+            of = entry[1:3] if isinstance(entry, tuple) else (entry.vm, entry.vcpu)
+            if of[0] == vm and vcpu in (None, of[1]):
+                found.append(seq)
+        return found
+
     def _record(self, seq: int) -> Record:
         at = seq % self.capacity
         entry = self._ring[at]

@@ -1,7 +1,7 @@
 """What takes too long, or too much of a machine, for the suite: run by hand, prints figures.
 
 python -m tests.api.load stalled [SECONDS]   a stream reader that stalls under full load
-python -m tests.api.load sigterm             1,000 parked runs and 500 streams, and SIGTERM
+python -m tests.api.load sigterm             1,000 parked runs and 500 streams, 100 of them unread, and SIGTERM
 python -m tests.api.load drain [KICKS]       kicks of 1,000 clients that are parked in KVM_RUN, each on its own socket
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 
 VCPUS = 8
-RUNS, STREAMS = 1_000, 500
+RUNS, STREAMS, UNREAD = 1_000, 500, 100
 
 
 class Process:
@@ -116,7 +116,9 @@ async def sigterm():
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
         while len((await client.get("/vm/locks")).json()["readers"]) < RUNS:
             await asyncio.sleep(0.1)
-        ends = [asyncio.create_task(reader.read()) for reader, _ in (*runs, *streams)]
+        for _, writer in streams[:UNREAD]:
+            writer.transport.pause_reading()
+        ends = [asyncio.create_task(reader.read()) for reader, _ in (*runs, *streams[UNREAD:])]
         await asyncio.sleep(1)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu, begun = server.cpu(), time.monotonic()

@@ -214,6 +214,32 @@ async def test_streams_that_open_in_the_same_turn_of_the_loop_share_one_snapshot
     assert json.loads(opened(View("other")).opening(None))["data"]["made"] == 2
     await asyncio.sleep(0)
     assert json.loads(opened(View("vm")).opening(None))["data"]["made"] == 3
+    log.emit("vm", "later", None, {})
+    ahead = opened(View("vm"))
+    ahead.seq = log.seq
+    assert json.loads(ahead.snapshot())["data"]["made"] == 4  # none older than what this one has shown
+
+
+@pytest.mark.parametrize("capacity", [1_000, 100])
+async def test_a_gap_counts_what_its_view_would_have_shown_and_goes_up_to_a_snapshot_that_another_stream_took(capacity):
+    log = EventLog(capacity)
+    hub = Hub(log, StreamSettings(backlog=200))
+    shown = View("one", 1), View("one"), View()
+    slow = [Stream(hub, view, NDJSON, dict, lambda: False) for view in shown]
+    for number in range(300):
+        log.emit("one" if number % 3 else "two", "kvm_x", number % 2, {})
+    fresh = [Stream(hub, view, NDJSON, dict, lambda: False) for view in shown]
+    for stream in fresh:
+        stream.opening(None)
+    log.emit("one", "kvm_y", 1, {})
+    lost = max(0, log.seq - capacity)
+    for view, stream in zip(shown, slow, strict=True):
+        gap, snapshot = map(json.loads, stream.following().splitlines())
+        kept = [number for number in range(300) if number + 1 > lost]
+        missed = [n for n in kept if view.vm is None or (n % 3 and (view.vcpu is None or n % 2))]
+        assert (gap["data"]["from"], gap["data"]["to"], gap["data"]["count"]) == (1, 300, lost + len(missed))
+        assert gap["data"]["seq"] == snapshot["data"]["seq"] == 300
+        assert [json.loads(line)["data"]["seq"] for line in stream.following().splitlines()] == [301]
 
 
 async def test_a_reader_that_stalls_while_thirty_megabytes_pass_costs_little_memory_and_gets_one_gap():
