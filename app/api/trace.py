@@ -1,11 +1,18 @@
-"""GET /vm/trace: the recorded past as a file that other tools open."""
+"""GET /vm/trace: the recorded past as a file that other tools open.
+
+What is to be told is looked at on the event loop; the file is written in a thread, because a full ring takes a third
+of a second and nobody is to wait for that.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
+from functools import partial
+from itertools import chain
 from typing import Annotated, Any
 
 from fastapi import Query
@@ -20,6 +27,7 @@ from app.runtime.events import Record, to_json
 from app.runtime.machine import Machine
 
 LARGEST = 1_000_000
+PORTION = 4_096  # events looked at in one turn of the loop
 US = 1_000  # nanoseconds
 S = 1_000_000_000
 VM_TRACK = 1_000_000  # the thread number of what concerns the whole VM
@@ -43,28 +51,48 @@ FILE = Media("The trace.", ("application/json", "application/x-ndjson", "text/pl
 @router.get("/trace", answer=FILE)
 async def get_trace(machine: TheMachine, fmt: TheFormat = Format.CHROME, limit: Limit = LARGEST) -> Response:
     """Export what is still recorded of one VM."""
-    kept = [record for record in machine.log.since(0)[0] if record.vm == machine.id][-limit:]
-    content, media_type, suffix = EXPORTS[fmt](machine, kept)
+    write, media_type, suffix = await EXPORTS[fmt](machine, limit)
     headers = {"Content-Disposition": f'attachment; filename="{machine.id}.{suffix}"'}
-    return Response(content, 200, headers, media_type)
+    return Response(await asyncio.to_thread(write), 200, headers, media_type)
+
+
+Export = tuple[Callable[[], bytes], str, str]  # what writes the file, its media type, its suffix
+
+
+async def _recorded(machine: Machine, limit: int) -> list[Record]:
+    """The newest events of one VM, looked at a portion a turn of the loop."""
+    log = machine.log
+    seq, end = 0, log.seq
+    found: list[Record] = []
+    while seq < end:
+        records, _ = log.since(seq, PORTION)
+        seq = records[-1].seq
+        found += [record for record in records if record.vm == machine.id]
+        await asyncio.sleep(0)
+    return found[-limit:]
 
 
 # -- trace event JSON ----------------------------------------------------------------------------------------
 
 
-def chrome(machine: Machine, records: list[Record]) -> tuple[bytes, str, str]:
+async def chrome(machine: Machine, limit: int) -> Export:
     """Trace event JSON: a thread per vCPU, its states as slices, everything else as instants."""
-    names = [{"ph": "M", "pid": 1, "name": "process_name", "args": {"name": f"VM {machine.id}"}}]
-    tracks = {vcpu_id: f"vCPU {vcpu_id}" for vcpu_id in sorted(machine.vm.vcpus)} | {VM_TRACK: "VM"}
-    names += [
-        {"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": name}} for tid, name in tracks.items()
-    ]
-    document = {
-        "displayTimeUnit": "ns",
-        "otherData": {"epoch": machine.log.epoch},
-        "traceEvents": names + _slices(records) + _instants(records),
-    }
-    return to_json(document).encode(), "application/json", "json"
+    records = await _recorded(machine, limit)
+    write = partial(_chrome, machine.id, machine.log.epoch, sorted(machine.vm.vcpus), records)
+    return write, "application/json", "json"
+
+
+def _chrome(name: str, epoch: str, vcpus: list[int], records: list[Record]) -> bytes:
+    head = to_json({"displayTimeUnit": "ns", "otherData": {"epoch": epoch}}).removesuffix("}")
+    # One by one: the encoder lets nobody else run before it has come to its end.
+    events = ",".join(map(to_json, chain(_names(name, vcpus), _slices(records), _instants(records))))
+    return f'{head},"traceEvents":[{events}]}}'.encode()
+
+
+def _names(name: str, vcpus: list[int]) -> Iterable[dict[str, Any]]:
+    yield {"ph": "M", "pid": 1, "name": "process_name", "args": {"name": f"VM {name}"}}
+    for tid, title in (*((vcpu, f"vCPU {vcpu}") for vcpu in vcpus), (VM_TRACK, "VM")):
+        yield {"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": title}}
 
 
 def _slices(records: list[Record]) -> list[dict[str, Any]]:
@@ -128,10 +156,14 @@ FTRACE_HEAD = """# tracer: nop
 """
 
 
-def ftrace(machine: Machine, records: list[Record]) -> tuple[bytes, str, str]:
+async def ftrace(machine: Machine, limit: int) -> Export:
     """The text of ``trace_pipe``; the kernel's own events in the kernel's own format."""
-    head = FTRACE_HEAD.format(kept=len(records), cpus=max(1, len(machine.vm.vcpus)))
-    return (head + "".join(map(_line, records))).encode(), "text/plain; charset=utf-8", "ftrace.txt"
+    write = partial(_ftrace, max(1, len(machine.vm.vcpus)), await _recorded(machine, limit))
+    return write, "text/plain; charset=utf-8", "ftrace.txt"
+
+
+def _ftrace(cpus: int, records: list[Record]) -> bytes:
+    return (FTRACE_HEAD.format(kept=len(records), cpus=cpus) + "".join(map(_line, records))).encode()
 
 
 def _line(record: Record) -> str:
@@ -188,12 +220,13 @@ FTRACE: dict[str, Callable[[int, Mapping[str, Any]], str]] = {
 # -- made elsewhere --------------------------------------------------------------------------------------------
 
 
-def perfetto(machine: Machine, records: list[Record]) -> tuple[bytes, str, str]:
-    """Perfetto's own format. EOPNOTSUPP: its encoder is not installed."""
-    return encode_perfetto(machine.id, machine.vm.vcpus, records), "application/octet-stream", "pftrace"
+async def perfetto(machine: Machine, limit: int) -> Export:
+    """Perfetto's own format. EOPNOTSUPP, when it is written: its encoder is not installed."""
+    write = partial(encode_perfetto, machine.id, sorted(machine.vm.vcpus), await _recorded(machine, limit))
+    return write, "application/octet-stream", "pftrace"
 
 
-def script(machine: Machine, records: list[Record]) -> tuple[bytes, str, str]:
+async def script(machine: Machine, _limit: int) -> Export:
     """The ioctls as a script that replays. EOPNOTSUPP: nothing here can write scripts."""
     try:
         module = importlib.import_module("app.scripts.export")
@@ -201,8 +234,7 @@ def script(machine: Machine, records: list[Record]) -> tuple[bytes, str, str]:
         raise KvmError(
             errno.EOPNOTSUPP, "trace", f"this build writes no scripts: {error.name} is missing", field="format"
         ) from error
-    content: bytes = module.export(machine, records)
-    return content, "application/x-ndjson", "jsonl"
+    return module.exporter(machine), "application/x-ndjson", "jsonl"
 
 
 EXPORTS = {Format.PERFETTO: perfetto, Format.CHROME: chrome, Format.FTRACE: ftrace, Format.SCRIPT: script}

@@ -28,6 +28,7 @@ from app.scripts.player import run_result
 from app.scripts.presets import PRESETS
 from app.scripts.script import Checker, ScriptLimits
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 KICK_AFTER_MS = 10
 MAX_NAME = 64
 OF_VCPU = frozenset(
@@ -68,23 +69,34 @@ RESULTS: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
-def export(machine: Machine, _records: object = None) -> bytes:
-    """The history as a file: one line, which is one trace."""
-    return json.dumps(script_of(machine), separators=(",", ":")).encode() + b"\n"
+def exporter(machine: Machine) -> Callable[[], bytes]:
+    """What writes the history up to now as a file: one line, which is one trace. It may run in a thread."""
+    head, operations = _begin(machine, None)
+
+    def write() -> bytes:
+        # One by one: the encoder lets nobody else run before it has come to its end.
+        ops = ",".join(map(_to_json, operations))
+        return f'{_to_json(head).removesuffix("}")},"ops":[{ops}]}}\n'.encode()
+
+    return write
 
 
 def script_of(machine: Machine, name: str | None = None) -> dict[str, Any]:
     """The machine's history as one trace. ``dropped`` is not 0 if its beginning is lost; it cannot be replayed then."""
-    history = machine.history
-    return {
+    head, operations = _begin(machine, name)
+    return head | {"ops": list(operations)}
+
+
+def _begin(machine: Machine, name: str | None) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    head = {
         "id": name or f"recorded/{machine.id}",
         "family": "recorded",
         "seed": None,
         "nested-quirk": False,
-        "dropped": history.dropped,
+        "dropped": machine.history.dropped,
         "vm": _header(machine),
-        "ops": list(_Recorder(machine).operations()),
     }
+    return head, _Recorder(machine).operations()
 
 
 def _header(machine: Machine) -> dict[str, Any]:
@@ -115,6 +127,7 @@ class _Recorder:
         self.pages: dict[int, int] = {}  # of slots
         self.checker = Checker(PRESETS, UNBOUNDED, {}, set(), set())
         self.in_access: set[int] = set()  # vCPUs whose registers are not defined now
+        self.moments = self._moments()  # now: what happens from here on is not told
         self.shapes: dict[str, Callable[[Call], Shape]] = {
             "allocate": self._allocate, "write": self._write, "fill": self._fill, "read": self._read,
             "set_user_memory_region": self._set_region, "memory_transaction": self._transaction,
@@ -122,7 +135,7 @@ class _Recorder:
         }  # fmt: skip
 
     def operations(self) -> Iterator[dict[str, Any]]:
-        for moment in self._moments():
+        for moment in self.moments:
             try:
                 for operation in self._shape(moment):
                     parsed = parse_operation(operation)

@@ -1,5 +1,6 @@
 """The server about itself: capabilities, schema, pages, metrics, reset, script, trace."""
 
+import asyncio
 import itertools
 import json
 import re
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+from app.api.trace import Format, get_trace
 from app.core.variants import variants
 from app.main import create_app, url_of
 from app.settings import Limits, Settings
@@ -200,6 +202,18 @@ async def test_a_chrome_trace_has_states_as_slices_that_do_not_overlap(client, v
     for before, after in itertools.pairwise(slices):
         assert before["ts"] + before["dur"] == pytest.approx(after["ts"])
     assert "kvm_userspace_exit" in [event["name"] for event in events if event["ph"] == "i"]
+
+
+@pytest.mark.parametrize("fmt", ["chrome", "ftrace", "perfetto", "script"])
+async def test_the_loop_goes_on_while_a_trace_is_written(machine, fmt):
+    for number in range(3_000):
+        await machine.start_run(number % 2, immediate_exit=True).result()
+    turns, over = 0, asyncio.create_task(get_trace(machine, Format(fmt)))
+    while not over.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert len((await over).body) > 100_000
+    assert turns > 20  # one portion a turn, and the thread takes several turns of the interpreter
 
 
 async def test_an_ftrace_text_has_the_kernels_formats(client, vm):

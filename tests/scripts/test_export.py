@@ -14,7 +14,7 @@ from app.runtime.history import History
 from app.runtime.registry import Registry
 from app.scripts.backends import InProcess
 from app.scripts.errors import ScriptError
-from app.scripts.export import export, script_of
+from app.scripts.export import exporter, script_of
 from app.scripts.reader import load
 from app.scripts.replay import replay_traces
 from app.scripts.script import parse_trace
@@ -46,7 +46,7 @@ def names(machine):
 
 async def replays(machine):
     """The script of ``machine``, after it has been replayed without a difference."""
-    script = json.loads(export(machine))
+    script = json.loads(exporter(machine)())
     summary = await replay_traces([parse_trace(script, "x")], InProcess())
     assert summary.lines() == ["1 passed, 0 failed"]
     return script
