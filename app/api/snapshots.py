@@ -37,9 +37,8 @@ async def take_snapshot(context: TheContext, machine: TheMachine) -> Response:
 
 async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
     with file:
-        while piece := file.read(PIECE):
+        while piece := await asyncio.to_thread(file.read, PIECE):
             yield piece
-            await asyncio.sleep(0)
 
 
 @all_vms.post("/vms/restore", answer=answers.VmShape, status=201, body=RAW)
@@ -48,7 +47,7 @@ async def restore_snapshot(request: Request, context: TheContext, new_id: NewId 
     try:
         with tempfile.TemporaryFile(dir=context.state_dir) as file:
             async for piece in request.stream():
-                file.write(piece)
+                await asyncio.to_thread(file.write, piece)  # a disk may take its time, and guests run meanwhile
             file.seek(0)
             machine = await snapshot.bring_back(context.registry, file, new_id)
     except OSError as error:
