@@ -122,10 +122,12 @@ class History:
 
     def _number_ended(self) -> None:
         for thread, result, error in self._ended:
-            call, run = self._running.pop(thread, (None, None))
-            if call is not None and run is not None:  # else another ioctl began it
-                call.sent = run.sent
-                self._end(call, result, error if isinstance(error, KvmError) else None)
+            followed = self._running.pop(thread, None)
+            if followed is None:
+                continue  # another ioctl began it
+            call, run = followed
+            call.sent = run.sent
+            self._end(call, result, error if isinstance(error, KvmError) else None)
         self._ended.clear()
 
     def _end(self, call: Call, result: object, error: KvmError | None) -> None:

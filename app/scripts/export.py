@@ -9,7 +9,6 @@ what makes KVM_RUN end. What a script cannot say (a call that was refused for it
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from app.core.run_page import Cause, RunResult
 from app.core.uapi import PAGE_SHIFT, MpState
 from app.guests.host_memory import Arena
 from app.runtime import views
+from app.runtime.events import to_json
 from app.runtime.history import Call
 from app.runtime.machine import Machine
 from app.scripts.errors import ScriptError
@@ -28,7 +28,6 @@ from app.scripts.player import run_result
 from app.scripts.presets import PRESETS
 from app.scripts.script import Checker, ScriptLimits
 
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
 KICK_AFTER_MS = 10
 MAX_NAME = 64
 OF_VCPU = frozenset(
@@ -75,8 +74,8 @@ def exporter(machine: Machine) -> Callable[[], bytes]:
 
     def write() -> bytes:
         # One by one: the encoder lets nobody else run before it has come to its end.
-        ops = ",".join(map(_to_json, operations))
-        return f'{_to_json(head).removesuffix("}")},"ops":[{ops}]}}\n'.encode()
+        ops = ",".join(map(to_json, operations))
+        return f'{to_json(head).removesuffix("}")},"ops":[{ops}]}}\n'.encode()
 
     return write
 
