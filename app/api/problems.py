@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
@@ -201,6 +202,10 @@ async def _on_http(request: Request, error: Exception) -> Response:
     return http_failure(request.scope, status, detail, error.headers)
 
 
+async def _on_departed(request: Request, _error: Exception) -> Response:
+    return http_failure(request.scope, 503, "the client is gone")  # nobody reads it; the log counts it
+
+
 def _allowed(request: Request) -> str:
     """The methods that some route has for this path."""
     methods: set[str] = set()
@@ -216,3 +221,4 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(ValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(ClientDisconnect, _on_departed)

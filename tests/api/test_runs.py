@@ -221,6 +221,18 @@ async def test_a_client_that_gives_up_a_kick_leaves_the_queue(server, machine, v
     await machine.call(semaphore.up_read())
 
 
+@pytest.mark.parametrize("path", ["{vm}/vcpu/0/run", "/vms/restore", "{vm}/kick"])
+async def test_a_client_that_goes_away_before_its_body_is_there_is_no_error(server, machine, vm, caplog, path):
+    tasks = server.server.server_state.tasks
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(f"POST {path.format(vm=vm)} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n".encode())
+    await until(lambda: tasks, "the request is looked at")
+    writer.transport.abort()
+    await until(lambda: not tasks, "it ends")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert at_rest(machine)()
+
+
 @pytest.mark.slow
 async def test_more_parked_runs_than_the_limit_are_refused_and_retryable():
     from app.settings import Limits
