@@ -299,8 +299,8 @@ class Machine:
     ) -> Run:
         """Start KVM_RUN on a thread of its own; ``await run.result()`` gives the answer.
 
-        ENOENT: no such vCPU; EBUSY with ``nowait``: another KVM_RUN is under way; EINVAL: a reply of the
-        wrong length for the access that waits for it.
+        ENOENT: no such vCPU; EBUSY with ``nowait``: another KVM_RUN is under way; EINVAL: a reply of another
+        length than the access that waits takes (none waits while a KVM_RUN is inside).
         """
         if self._dead:
             raise self._gone("KVM_RUN")
@@ -315,13 +315,9 @@ class Machine:
     def _check_reply(self, vcpu: Vcpu, reply: bytes | None) -> None:
         pending = vcpu.arch.pending
         expected = pending.reply_length if pending is not None else 0
-        if reply is not None and vcpu.mutex.owner is None and len(reply) != expected:
-            raise KvmError(
-                errno.EINVAL,
-                "KVM_RUN",
-                f"the access that waits takes {expected} bytes, not {len(reply)}",
-                field="reply",
-            )
+        if reply is not None and len(reply) != expected:
+            takes = f"the access that waits takes {expected} bytes" if expected else "no access waits for bytes"
+            raise KvmError(errno.EINVAL, "KVM_RUN", f"{takes}; the reply has {len(reply)}", field="reply")
 
     async def run(self, vcpu_id: int, **options: Any) -> dict[str, Any]:
         """``start_run`` and its result in one; cancelled, it leaves as a departed client does."""

@@ -3,7 +3,9 @@
 The history has calls with a beginning and an end; a script is a sequence. A KVM_RUN that nothing else overlaps is
 ``run``; one that others overlap is ``start_run`` where it began and ``finish_run`` where it ended. Ioctls of a
 vCPU stand where they ended, since they wait for KVM_RUN, and ioctls of the VM where they began, since a kick is
-what makes KVM_RUN end. What a script cannot say (a call that was refused for its form) changed nothing and is left out.
+what makes KVM_RUN end. Clients that were at odds at the same time (a RESUME in the midst of another's memory
+transaction) got answers that no sequence has. What a script cannot say (a call that was refused for its form)
+changed nothing and is left out.
 """
 
 from __future__ import annotations

@@ -74,6 +74,15 @@ async def test_a_reply_that_nobody_waits_for_is_refused(client, vm):
     assert problem["errors"][0]["pointer"] == "/reply"
 
 
+async def test_a_reply_is_refused_while_another_run_is_inside_since_no_access_waits_then(client, machine, vm):
+    task = await parked(client, machine, f"{vm}/vcpu/0/run")
+    problem = assert_problem(await client.post(f"{vm}/vcpu/0/run", json={"reply": "00"}), 422, "EINVAL")
+    assert problem["errors"][0]["pointer"] == "/reply"
+    machine.signal(0)
+    await task
+    assert machine.vm.vcpus[0].run_page.reply is None
+
+
 async def test_nowait_answers_ebusy_while_another_run_is_inside(client, machine, vm):
     task = await parked(client, machine, f"{vm}/vcpu/0/run")
     problem = assert_problem(await client.post(f"{vm}/vcpu/0/run", json={"nowait": True}), 409, "EBUSY")
