@@ -11,18 +11,16 @@ import contextlib
 import errno
 import sqlite3
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.guests.interpreter import hand_over_promptly
 from app.journal.schema import connect
 
 FULL = "full"
-PATIENCE_S = 0.001  # in which a commit comes to its end, unless the disk or the loop is busy
-GIVE_WAY_S = 0.0002
 
 
 @dataclass(slots=True)
@@ -55,7 +53,6 @@ class Store:
         self._queue: list[tuple[int, Work | Callable[[sqlite3.Connection], None]]] = []
         self._more = threading.Condition()
         self._closing = False
-        self._patient = False  # looks after what was submitted
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._failed: dict[int, Failure] = {}
@@ -70,25 +67,7 @@ class Store:
             self.submitted += 1
             self._queue.append((self.submitted, work))
             self._more.notify()
-        if not self._patient:
-            self._be_patient()
         return self.submitted
-
-    def _be_patient(self) -> None:
-        self._patient = True
-        self._loop.call_later(PATIENCE_S, self._give_way, self.done)
-
-    def _give_way(self, done: int) -> None:
-        """Let the thread have the interpreter if nothing was committed since ``done``.
-
-        A loop that never rests gives it up too briefly for a thread that has to be woken first, and CPython insists
-        on a change of hands only after 5 ms without one: commits took seconds beside guests that never stop.
-        """
-        if done == self.done < self.submitted:
-            time.sleep(GIVE_WAY_S)
-        self._patient = False
-        if self.done < self.submitted:
-            self._be_patient()
 
     async def wait(self, ticket: int) -> None:
         """Return once what was submitted under ``ticket`` is on disk. ``Failure``: it is not."""
@@ -124,6 +103,7 @@ class Store:
     # -- in the thread -----------------------------------------------------------------------------------
 
     def _write(self) -> None:
+        hand_over_promptly()
         while True:
             with self._more:
                 self._more.wait_for(lambda: self._queue or self._closing)

@@ -5,7 +5,6 @@ import contextlib
 import errno
 import os
 import sqlite3
-import threading
 
 import pytest
 
@@ -47,24 +46,6 @@ async def test_what_was_waited_for_is_on_disk_and_a_group_is_one_commit(store):
     assert (state[1]["p1"], meta) == (b"y", {"key": 1})
     await store.wait(store.submit(Work({(1, None): None})))
     assert content(store)[0] == {}
-
-
-async def test_a_busy_loop_gives_way_to_a_commit_that_does_not_come_on_and_to_no_other(store, monkeypatch):
-    gave_way, go_on = [], threading.Event()
-    monkeypatch.setattr("app.journal.store.time.sleep", gave_way.append)
-
-    async def busy(until):
-        while not until():
-            await asyncio.sleep(0)
-
-    ticket = store.submit(lambda _connection: go_on.wait(10))
-    await busy(lambda: len(gave_way) == 2)
-    go_on.set()
-    await store.wait(ticket)
-    loop = asyncio.get_running_loop()
-    rested = loop.time() + 0.01
-    await busy(lambda: loop.time() > rested)
-    assert len(gave_way) <= 3  # one may have been under way
 
 
 async def test_a_failed_commit_changes_nothing_and_the_next_one_clears_the_failure(store):

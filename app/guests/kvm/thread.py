@@ -17,6 +17,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TypeVar
 
+from app.guests.interpreter import hand_over_promptly
 from app.guests.kvm.device import ioctl, request, try_ioctl
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
+        hand_over_promptly()
         signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         while (job := self._jobs.get()) is not None:
             job()

@@ -6,19 +6,17 @@ A guest that others wait for is stopped after ``QUANTUM_S`` and goes to the end 
 
 from __future__ import annotations
 
-import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
+
+from app.guests.interpreter import hand_over_promptly
 
 if TYPE_CHECKING:
     from app.core.guest import Exit
     from app.guests.x86.cpu import X86Cpu
 
 QUANTUM_S = 0.002
-# A guest thread that comes back needs the interpreter; with the default of 5 ms a busy loop makes it wait for
-# many times that, and a kick with it.
-SWITCH_INTERVAL_S = 0.0001
 
 
 class Turns:
@@ -35,8 +33,7 @@ class Turns:
         """Run ``cpu`` until an exit or a stop, when its turn comes."""
         with self._lock:
             if self._thread is None:
-                sys.setswitchinterval(SWITCH_INTERVAL_S)
-                self._thread = ThreadPoolExecutor(1, "guest")
+                self._thread = ThreadPoolExecutor(1, "guest", hand_over_promptly)
             self._waiting += 1
             self._limit_turn()
             turn = self._thread.submit(self._run, cpu)
