@@ -31,6 +31,8 @@ REGION = {
     "userspace_addr": "host",
 }
 FLAGS = {"LOG_DIRTY_PAGES": 1, "READONLY": 2}
+LARGEST = 1 << 30  # bytes of one slot: every page is looked at by itself
+WINDOWS = ("kick", "resume", "memory_transaction")
 
 
 def load(name: str, vcpus: int = 1, vmms: int = 1) -> Scenario:
@@ -87,6 +89,8 @@ def _vm(data: Any, where: str, vcpus: int) -> VmSpec:
     )
     slots: dict[int, Any] = {}
     for n, region in enumerate(regions):
+        if region.slot in slots:
+            raise ScenarioError(f"{where}.memory_regions[{n}].slot: there is a slot {region.slot} already")
         try:
             slots[region.slot] = plan(slots, region).new
         except KvmError as error:
@@ -105,8 +109,8 @@ def _vm(data: Any, where: str, vcpus: int) -> VmSpec:
         tuple(programs),
         bool(item.get("irqchip", True)),
         _switches(item.get("switches", {}), f"{where}.switches"),
-        tuple(_number(n, f"{where}.hotplug", count, 7) for n in item.get("hotplug", ())),
-        tuple(_number(n, f"{where}.faults", 0, count - 1) for n in item.get("faults", ())),
+        _numbers(item.get("hotplug", []), f"{where}.hotplug", count, 7),
+        _numbers(item.get("faults", []), f"{where}.faults", 0, count - 1),
     )
 
 
@@ -119,19 +123,22 @@ def _switches(data: Any, where: str) -> Switches:
 
 def _vmm(data: Any, where: str, number: int, vms: tuple[VmSpec, ...]) -> VmmSpec:
     item = _mapping(data, where, {"vm", "name", "operations", "loop"})
-    vm = str(item.get("vm", vms[0].id if vms else ""))
-    if vm not in {spec.id for spec in vms}:
-        raise ScenarioError(f"{where}.vm: there is no VM {vm!r}")
+    name = str(item.get("vm", vms[0].id))
+    vm = next((spec for spec in vms if spec.id == name), None)
+    if vm is None:
+        raise ScenarioError(f"{where}.vm: there is no VM {name!r}")
     operations = tuple(
-        _operation(op, f"{where}.operations[{n}]")
+        _operation(op, f"{where}.operations[{n}]", vm)
         for n, op in enumerate(_list(item.get("operations"), f"{where}.operations"))
     )
-    return VmmSpec(
-        vm, operations, str(item.get("name", f"VMM{number}" if number else "VMM")), bool(item.get("loop", False))
-    )
+    loop = bool(item.get("loop", False))
+    for n, operation in enumerate(operations):
+        if loop and operation["op"] in WINDOWS:
+            raise ScenarioError(f"{where}.operations[{n}].op: a thread that loops is no VMM: no {operation['op']} here")
+    return VmmSpec(name, operations, str(item.get("name", f"VMM{number}" if number else "VMM")), loop)
 
 
-def _operation(data: Any, where: str) -> dict[str, Any]:
+def _operation(data: Any, where: str, vm: VmSpec) -> dict[str, Any]:
     item = _mapping(data, where, {"op", "args"})
     op = str(item.get("op", ""))
     handler = getattr(VmmThread, f"op_{op}", None)
@@ -158,14 +165,26 @@ def _operation(data: Any, where: str) -> dict[str, Any]:
             raise ScenarioError(f"{where}.args: {op} needs {name}")
     if op == "memory_transaction":
         args["operations"] = [
-            _operation(inner, f"{where}.args.operations[{n}]")
+            _operation(inner, f"{where}.args.operations[{n}]", vm)
             for n, inner in enumerate(_list(args["operations"], f"{where}.args.operations"))
         ]
         if args.get("protect", "kick") not in ("kick", "none", "list", "variant"):
             raise ScenarioError(f"{where}.args.protect: {args['protect']!r} is none of kick, none, list, variant")
     else:
         args = {name: _number(value, f"{where}.args.{name}", 0, 1 << 64) for name, value in args.items()}
+        _check_vcpu(op, args, where, vm)
     return {"op": op, "args": args}
+
+
+def _check_vcpu(op: str, args: Mapping[str, int], where: str, vm: VmSpec) -> None:
+    known = {
+        "signal": ("vcpu", "vcpus", (*range(vm.vcpus), *vm.hotplug)),
+        "create_vcpu": ("id", "hotplug", vm.hotplug),
+        "provide_page": ("vcpu", "faults", vm.faults),
+    }
+    name, of, ids = known.get(op, ("", "", ()))
+    if name and args[name] not in ids:
+        raise ScenarioError(f"{where}.args.{name}: {args[name]} is none of the {of} of {vm.id}: {list(ids)}")
 
 
 def _region(data: Any, where: str) -> Region:
@@ -173,13 +192,13 @@ def _region(data: Any, where: str) -> Region:
     values: dict[str, int] = {"flags": 0, "host": 0}
     for key, value in item.items():
         if key == "flags" and isinstance(value, list):
-            unknown = [flag for flag in value if flag not in FLAGS]
+            unknown = [flag for flag in value if flag not in list(FLAGS)]
             if unknown:
                 raise ScenarioError(f"{where}.flags: {unknown[0]!r} is none of {', '.join(FLAGS)}")
             value = sum(FLAGS[flag] for flag in value)  # noqa: PLW2901  # names become bits
         if key == "host" and isinstance(value, Mapping):
             value = value.get("abs", value.get("offset", 0))  # noqa: PLW2901  # as ioctl scripts have it
-        values[REGION[key]] = _number(value, f"{where}.{key}", 0, 1 << 64)
+        values[REGION[key]] = _number(value, f"{where}.{key}", 0, LARGEST if REGION[key] == "size" else 1 << 64)
     for key in ("slot", "gpa", "size"):
         if key not in values:
             raise ScenarioError(f"{where}: {key} is missing")
@@ -199,6 +218,15 @@ def _list(data: Any, where: str) -> list[Any]:
     if not isinstance(data, list) or not data:
         raise ScenarioError(f"{where} is a list of at least one item")
     return data
+
+
+def _numbers(value: Any, where: str, low: int, high: int) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ScenarioError(f"{where} is a list of integers from {low} to {high}")
+    numbers = tuple(_number(item, where, low, high) for item in value)
+    if len(set(numbers)) < len(numbers):
+        raise ScenarioError(f"{where}: two are the same")
+    return numbers
 
 
 def _number(value: Any, where: str, low: int, high: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.client import Client
-from app.core.variants import summary, variants
+from app.core.variants import load_variant_module, summary, variants
 from app.demo import server
 
 README = Path(__file__).parents[2] / "README.md"
@@ -63,15 +63,11 @@ def test_the_table_of_variants_is_the_code():
     assert told == {name: summary(kind) for name, kind in variants().items()}
 
 
-def test_the_variant_in_the_text_loads(tmp_path):
-    from app.core.variants import _own, load_variant_module
-
+def test_the_variant_in_the_text_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr("app.core.variants._own", {})  # other tests do not know it
     path = tmp_path / "polite.py"
     path.write_text(block("The variants", "python"))
-    try:
-        assert load_variant_module(path).name == "polite"
-    finally:
-        _own.pop("polite", None)
+    assert load_variant_module(path).name == "polite"
 
 
 def test_the_files_that_follow_a_kick_exist():

@@ -22,6 +22,10 @@ VM = {"memory_regions": [{"slot": 0, "gpa": 4096, "size": 4096}], "program": [["
 VMM = {"operations": [{"op": "kick"}, {"op": "resume"}]}
 
 
+def one(op, **args):
+    return {"operations": [{"op": op, "args": args}]}
+
+
 @pytest.mark.slow
 def test_a_scenario_file_finds_a_planted_bug_and_its_token_replays_it_without_the_file(tmp_path):
     file = tmp_path / "planted.yaml"
@@ -60,6 +64,27 @@ def test_json_means_the_same_as_yaml(tmp_path):
         ({"vms": [VM], "vmms": [{"operations": [{"op": "fly"}]}]}, r"vmms\[0\].operations\[0\].op: 'fly' is none of"),
         ({"vms": [VM], "vmms": [{"operations": [{"op": "get_dirty_log"}]}]}, "get_dirty_log needs slot"),
         ({"vms": [VM], "vmms": [{**VMM, "vm": "other"}]}, "there is no VM 'other'"),
+        (
+            {"vms": [VM], "vmms": [{**VMM, "loop": True}]},
+            r"vmms\[0\].operations\[0\].op: a thread that loops is no VMM",
+        ),
+        ({"vms": [{**VM, "hotplug": 1}], "vmms": [VMM]}, r"vms\[0\].hotplug is a list of integers from 1 to 7"),
+        ({"vms": [{**VM, "faults": [0, 0]}], "vmms": [VMM]}, r"vms\[0\].faults: two are the same"),
+        (
+            {"vms": [{**VM, "memory_regions": [{"slot": 0, "gpa": 0, "size": 4096, "flags": [["READONLY"]]}]}]},
+            r"memory_regions\[0\].flags: \['READONLY'\] is none of",
+        ),
+        ({"vms": [{**VM, "memory_regions": VM["memory_regions"] * 2}]}, r"\[1\].slot: there is a slot 0 already"),
+        (
+            {"vms": [VM], "vmms": [one("signal", vcpu=7)]},
+            r"operations\[0\].args.vcpu: 7 is none of the vcpus of vm: \[0\]",
+        ),
+        ({"vms": [VM], "vmms": [one("create_vcpu", id=3)]}, r"args.id: 3 is none of the hotplug of vm: \[\]"),
+        ({"vms": [{**VM, "faults": [0]}], "vmms": [one("provide_page", vcpu=1)]}, "1 is none of the faults"),
+        (
+            {"vms": [{**VM, "memory_regions": [{"slot": 0, "gpa": 0, "size": 1 << 40}]}], "vmms": [VMM]},
+            r"memory_regions\[0\].size: 1099511627776 is no integer from 0 to 1073741824",
+        ),
         ({"name": "a/b", "vms": [VM], "vmms": [VMM]}, "may have letters"),
     ],
 )
@@ -94,7 +119,8 @@ def test_wrong_names_and_sizes_are_refused_before_anything_runs(cell):
 
 
 @pytest.mark.slow
-def test_a_variant_of_ones_own_is_explored(tmp_path):
+def test_a_variant_of_ones_own_is_explored(tmp_path, monkeypatch):
+    monkeypatch.setattr("app.core.variants._own", {})  # other tests do not know it
     file = tmp_path / "lazy.py"
     file.write_text(
         'from app.core.variants.sticky import Sticky\n\n\nclass Lazy(Sticky):\n    """Nobody is kicked."""\n\n'
