@@ -120,6 +120,7 @@ class Replay:
 
     async def _run(self) -> None:
         self.world = build(self.scenario, self.variant, self.behaviour, lambda shared: Gated(shared, self))
+        self._check_schedule()
         self.names = {id(shared): name for shared, name in self.world.named}
         for vm in self.world.vms.values():
             vm.trace = partial(self._tell, vm.id)
@@ -143,6 +144,14 @@ class Replay:
             for future, _ in self.waiting.values():
                 future.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _check_schedule(self) -> None:
+        """A token that somebody changed may name threads that there are not."""
+        threads = len(self.world.threads)
+        if max((*self.schedule.threads, self.schedule.vcpu)) >= threads:
+            raise ReplayError(f"the schedule names a thread beyond the {threads} of its scenario")
+        if self.schedule.loop > len(self.schedule.threads):
+            raise ReplayError("the schedule repeats more operations than it has")
 
     async def _perform(self, coroutines: list[Coroutine[Any, Any, Any]]) -> None:
         threads, loop = self.schedule.threads, self.schedule.loop
@@ -203,6 +212,7 @@ class Replay:
             if thread.kind != "vmm" and thread.vm == vm:
                 inside = label_of(coroutines[number]) & (Label.INSIDE_RUN | Label.INSIDE_IOCTL)
                 self._expect(not inside, "a user of the VM's own slots was inside")
+        self._expect(about in self.waiting, "the KICK is not at an operation")
         self.waiting.pop(about)[0].set_result(about)
         for _ in range(PATIENCE):
             await asyncio.sleep(0)
@@ -274,7 +284,10 @@ class Replay:
                 self.fallen.add("bounded_busy")
 
     def _stage(self, thread: int) -> Stage:
-        stage: Stage = self.world.threads[thread].transaction.stage
+        transaction = self.world.threads[thread].transaction
+        if transaction is None:
+            raise ReplayError(f"{self.world.threads[thread].name} is no VMM, and the property is about one")
+        stage: Stage = transaction.stage
         return stage
 
     def _window(self, vm: str) -> bool:

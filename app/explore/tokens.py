@@ -28,6 +28,7 @@ from app.explore.scenarios import Scenario
 from app.guests import script
 
 PREFIX = "ks1"
+LARGEST = 1 << 20  # operations of a schedule, bytes of a scenario: a token is short, what it unpacks to need not be
 
 
 class TokenError(ValueError):
@@ -118,12 +119,12 @@ def decode(token: str) -> Token:
         prefix, cell, model, payload = token.strip().split(":")
         name, kind, behaviour, size = cell.split(".")
         vcpus, _, vmms = size.partition("x")
-        source = json.loads(_unpack(name[1:])) if name.startswith("~") else None
+        source = dict(json.loads(_unpack(name[1:]))) if name.startswith("~") else None
         numbers = _numbers(_unpack(payload))
         prop, vcpu, loop = (next(numbers) for _ in range(3))
         schedule = Schedule(list(PROPERTIES)[prop], _from_runs(numbers), _from_runs(numbers), loop, vcpu)
         count = (int(vcpus), int(vmms))
-    except (ValueError, IndexError, StopIteration, RuntimeError, zlib.error) as error:
+    except (ValueError, TypeError, IndexError, StopIteration, RuntimeError, zlib.error) as error:
         raise TokenError(f"this is no counterexample token ({str(error) or 'it is cut short'})") from None
     if prefix != PREFIX:
         raise TokenError(f"the token's format is {prefix!r}, this explorer reads {PREFIX!r}")
@@ -167,8 +168,8 @@ def _from_runs(numbers: Any) -> tuple[int, ...]:
     values: list[int] = []
     for _ in range(next(numbers)):
         number, count = next(numbers), next(numbers)
-        if count > 1 << 20:
-            raise ValueError("a run is too long")
+        if len(values) + count > LARGEST:
+            raise ValueError("its schedule is too long")
         values += [number] * count
     return tuple(values)
 
@@ -200,4 +201,10 @@ def _pack(data: bytes) -> str:
 
 def _unpack(text: str) -> bytes:
     body = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    return zlib.decompress(body[1:]) if body[:1] == b"z" else body[1:]
+    if body[:1] != b"z":
+        return body[1:]
+    unpacker = zlib.decompressobj()
+    data = unpacker.decompress(body[1:], LARGEST)
+    if not unpacker.eof:
+        raise ValueError("it unpacks to too much, or is cut short")
+    return data

@@ -1,6 +1,9 @@
 """Counterexamples: columns, data, tokens, and their confirmation on the shipped runtime."""
 
+import base64
 import json
+import zlib
+from dataclasses import replace
 
 import pytest
 
@@ -100,6 +103,30 @@ def test_a_token_is_refused_with_the_reason_when_the_code_changed(lost_exit):
 def test_what_is_no_token_is_refused(text):
     with pytest.raises(TokenError):
         decode(text)
+
+
+def packed(data):
+    return base64.urlsafe_b64encode(b"z" + zlib.compress(data, 9)).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    ("cell", "payload"),
+    [
+        ("merge", packed(bytes((0, 0, 0, 2)) + bytes((0, 255, 255, 63)) * 2 + bytes(1))),  # two million steps
+        ("~" + packed(b" " * (1 << 22)), "cgUBEgQABAdCAAgBEgA"),
+        ("~" + packed(b"[1]"), "cgUBEgQABAdCAAgBEgA"),
+    ],
+)
+def test_a_short_token_does_not_unpack_to_more_than_a_counterexample_is(cell, payload):
+    with pytest.raises(TokenError, match="no counterexample token"):
+        decode(f"ks1:{cell}.sticky.careless.1x1:00000000:{payload}")
+
+
+@pytest.mark.parametrize("change", [{"threads": (7,)}, {"vcpu": 7}, {"loop": 99}, {"prop": "kick_returns", "vcpu": 1}])
+def test_a_schedule_of_threads_or_loops_that_there_are_not_is_refused(lost_exit, change):
+    schedule = replace(lost_exit.counterexample.schedule, **{"prop": "livelock", "loop": 2} | change)
+    with pytest.raises(ReplayError):
+        replaying.replay(lost_exit.counterexample.scenario, Sticky, "careless", schedule)
 
 
 def test_a_schedule_that_proves_nothing_is_an_internal_error(lost_exit):
