@@ -38,9 +38,9 @@ Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64
 
 def _known(names: frozenset[str], what: str) -> BeforeValidator:
     def check(value: object) -> object:
-        unknown = sorted(set(value) - names, key=str) if isinstance(value, dict | list) else []
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is no {what}")
+        for name in value if isinstance(value, dict | list) else ():
+            if not isinstance(name, str) or name not in names:
+                raise ValueError(f"{name!r} is no {what}")
         return value
 
     return BeforeValidator(check)

@@ -38,6 +38,7 @@ WRONG = [
     ({"op": "set_regs", "args": {"vcpu": 0, "regs": {"eax": 1}}}, "args.regs", "'eax' is no register"),
     ({"op": "set_sregs", "args": {"vcpu": 0, "changes": {"cr1": 1}}}, "args.changes", "'cr1' is no special register"),
     ({"op": "get_sregs", "args": {"vcpu": 0, "only": ["cr9"]}}, "args.only", "'cr9' is no special register"),
+    ({"op": "get_sregs", "args": {"vcpu": 0, "only": [["cr0"]]}}, "args.only", "['cr0'] is no special register"),
     ({"op": "set_mp_state", "args": {"vcpu": 0, "mp_state": "ASLEEP"}}, "args.mp_state", "'ASLEEP' is none of"),
     ({"op": "set_run_flag", "args": {"vcpu": 0, "flag": "x", "value": 1}}, "args.flag", "immediate_exit"),
     ({"op": "raw_ioctl", "args": {"on": "vm", "request": "NOPE"}}, "args.request", "'NOPE' is no ioctl"),
