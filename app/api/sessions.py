@@ -54,4 +54,4 @@ class Sessions:
 
 def _equal(known: str, given: str) -> bool:
     """Compare without telling by the time taken how much of it is right."""
-    return hmac.compare_digest(known.encode(), given.encode())
+    return hmac.compare_digest(known.encode(), given.encode(errors="surrogatepass"))

@@ -20,6 +20,7 @@ from app.core.uapi import PAGE_SIZE
 BASE = 0x7F00_0000_0000
 GUARD = 16 * PAGE_SIZE  # never backed, so that running off an arena is a fault
 DISK_FULL = (errno.ENOSPC, errno.EROFS)
+MAX_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,13 @@ class HostMemory:
     def allocate(self, size: int, name: str = "") -> Arena:
         """Allocate ``size`` zeroed bytes, rounded up to pages.
 
-        EINVAL: not positive; EEXIST: the name is taken; ENOMEM: over the limit, or the host has no more;
-        ENOSPC, EROFS: its file cannot be made.
+        EINVAL: not positive, or a name that cannot be told; EEXIST: the name is taken; ENOMEM: over the limit, or
+        the host has no more; ENOSPC, EROFS: its file cannot be made.
         """
         if size <= 0:
             raise KvmError(errno.EINVAL, "mmap", f"size {size} is not positive", field="size")
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise KvmError(errno.EINVAL, "mmap", f"name has at most {MAX_NAME} characters, all printable", field="name")
         if name and any(arena.name == name for arena in self.arenas):
             raise KvmError(errno.EEXIST, "mmap", f"there is host memory named {name!r} already", field="name")
         size = -(-size // PAGE_SIZE) * PAGE_SIZE
@@ -134,7 +137,8 @@ def _map(name: str, size: int) -> mmap.mmap:
     """Map memory that could be handed to another process (memfd), where the host has such."""
     if not hasattr(os, "memfd_create"):
         return mmap.mmap(-1, size)
-    descriptor = os.memfd_create(f"kickstand-{name}"[:200].replace("\0", "?"), os.MFD_CLOEXEC)
+    label = ascii(f"kickstand-{name}")[1:200]
+    descriptor = os.memfd_create(label, os.MFD_CLOEXEC)
     try:
         os.ftruncate(descriptor, size)
         return mmap.mmap(descriptor, size)

@@ -31,7 +31,6 @@ from app.scripts.presets import PRESETS
 from app.scripts.script import Checker, ScriptLimits
 
 KICK_AFTER_MS = 10
-MAX_NAME = 64
 OF_VCPU = frozenset(
     {
         "get_regs",
@@ -277,7 +276,7 @@ class _Recorder:
     def _allocate(self, call: Call) -> Shape:
         if not isinstance(call.result, Arena):
             raise ScriptError("nothing was allocated")
-        label = call.result.name if 0 < len(call.result.name) <= MAX_NAME else f"memory{len(self.labels)}"
+        label = call.result.name or f"memory{len(self.labels)}"
         while label in self.labels.values():
             label += "_"
         self.labels[call.result.base] = label

@@ -157,7 +157,9 @@ async def test_with_a_token_everything_but_health_and_bare_pages_wants_it(token_
 async def test_a_one_time_code_becomes_a_session_cookie_once(token_file):
     async with live(token_file=token_file) as server, server.client() as client:
         code = server.context.sessions.code()
-        assert_problem(await client.post("/session", json={"code": "guess"}), 403, "EACCES")
+        for guess in (b'{"code": "guess"}', b'{"code": "\\ud800"}'):
+            headers = {"Content-Type": "application/json"}
+            assert_problem(await client.post("/session", content=guess, headers=headers), 403, "EACCES")
         response = await client.post("/session", json={"code": code})
         assert response.status_code == 204
         cookie = response.headers["set-cookie"].lower()

@@ -1,5 +1,7 @@
 """Host memory, slots, transactions and the dirty log over HTTP."""
 
+import json
+
 import pytest
 import pytest_asyncio
 
@@ -7,6 +9,7 @@ from app.scripts.player import pattern
 from tests.api.live import assert_problem
 
 PAGE = 4096
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -64,11 +67,15 @@ async def test_host_memory_is_written_whole_or_not_at_all(client, vm, memory):
         ({}, 422, "EINVAL"),
         ({"size": True}, 422, "EINVAL"),
         ({"size": -1}, 422, "EINVAL"),
+        ({"size": 1, "name": "n" * 65}, 422, "EINVAL"),
+        ({"size": 1, "name": "\0"}, 422, "EINVAL"),
+        ({"size": 1, "name": "\ud800"}, 422, "EINVAL"),
     ],
 )
 async def test_host_memory_that_cannot_be_is_refused(client, vm, body, status, errno):
-    problem = assert_problem(await client.post(f"{vm}/host-memory", json=body), status, errno)
-    assert problem["errors"][0]["pointer"] in ("/size", "/fill")
+    answer = await client.post(f"{vm}/host-memory", content=json.dumps(body), headers=JSON)
+    problem = assert_problem(answer, status, errno)
+    assert problem["errors"][0]["pointer"] in ("/size", "/fill", "/name")
 
 
 # -- slots ---------------------------------------------------------------------------------------------------
