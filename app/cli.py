@@ -56,8 +56,8 @@ def _load_variant(path: Path | None) -> None:
 
     try:
         load_variant_module(path)
-    except (OSError, ValueError, SyntaxError, ImportError) as error:
-        raise typer.BadParameter(f"{path}: {error}", param_hint="--variant-module") from None
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--variant-module") from None
 
 
 @app.command()

@@ -129,3 +129,19 @@ def test_a_variant_of_ones_own_is_explored(tmp_path, monkeypatch):
     (verdict,) = matrix("merge", ["lazy"], ["well"], properties=["closed_window"], variant_module=str(file)).run()
     assert verdict.verdict == "violated"
     replay_token(verdict.counterexample.token)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("class Lazy\n", r"lazy\.py:1: SyntaxError: expected ':'"),
+        ("\nimport nothing_like_it\n", r"lazy\.py:2: ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("\n\nVariant\n", r"lazy\.py:3: NameError: name 'Variant' is not defined"),
+        ("x = 1\n", "exactly one subclass of Variant, this has 0"),
+    ],
+)
+def test_a_variant_that_does_not_load_is_refused_with_its_line(tmp_path, text, complaint):
+    file = tmp_path / "lazy.py"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        matrix("merge", ["lazy"], ["well"], variant_module=str(file))

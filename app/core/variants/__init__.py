@@ -11,6 +11,7 @@ import importlib.util
 import pkgutil
 import sys
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 
 from app.core.errors import KvmError
@@ -41,14 +42,20 @@ def variant(name: str) -> type[Variant]:
 def load_variant_module(path: Path) -> type[Variant]:
     """Import a user's file and add the variant in it under the file's name.
 
-    Raises ``ValueError`` if the file has no subclass of ``Variant`` of its own, ``OSError`` if it cannot be read.
+    Raises ``ValueError`` if the file does not run, with the line, or has no subclass of ``Variant`` of its own;
+    ``OSError`` if it cannot be read.
     """
     spec = importlib.util.spec_from_file_location(f"kickstand_variant_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # so that what it defines can go to other processes and back
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{_line_of(error, path)}: {type(error).__name__}: {getattr(error, 'msg', error)}") from error
     _own[path.stem] = _variant_in(module, path.stem)
     return _own[path.stem]
 
@@ -56,6 +63,14 @@ def load_variant_module(path: Path) -> type[Variant]:
 def summary(variant: type[Variant]) -> str:
     """The first line of a variant's docstring."""
     return (variant.__doc__ or "").strip().partition("\n")[0]
+
+
+def _line_of(error: Exception, path: Path) -> str:
+    """``file:line`` where running ``path`` came to its end."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f"{path}:{lines[-1]}" if lines else str(path)
 
 
 def _variant_in(module: ModuleType, name: str) -> type[Variant]:
