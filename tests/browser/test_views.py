@@ -172,6 +172,21 @@ def test_the_view_is_paused_and_comes_back(story):
     until(story, "document.querySelector('#pause').getAttribute('aria-pressed') === 'true'")
 
 
+def test_a_paused_view_stays_as_it_was_when_a_vcpu_comes_and_ends_with_its_vm(story):
+    open_view(story, "timeline")
+    story.click("#pause")
+    until(story, "document.querySelector('#pause').getAttribute('aria-pressed') === 'true'")
+    story.evaluate(
+        "fetch('/vms/demo/vcpu', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: '{\"id\": 9}'})"
+    )
+    until(story, "kickstand.vm().count === 5")
+    story.keyboard.press("+")  # it is drawn again
+    story.wait_for_timeout(500)
+    assert story.get_attribute("#pause", "aria-pressed") == "true"
+    story.select_option("#vm", "default")
+    until(story, "document.querySelector('#pause').getAttribute('aria-pressed') === 'false'")
+
+
 def test_a_kick_that_hangs_shows_who_keeps_it_waiting(page, context):
     """Two VMs on one semaphore, as in the patch as posted."""
     context.watch.expected = ("504",)

@@ -31,18 +31,20 @@ export function timeline(root, app, { compact = false } = {}) {
     canvas, panel.node);
   let colours = palette();
   let span = Number(url.get("span")) || 4e9;
-  let paused = null; // what the view shows while it is paused: { end, changes, states, now }
+  let paused = null; // what the view shows while it is paused: { vm, end, changes, states, now }
   let hits = [];
   let drag = null;
   let skip = 0;
 
   function draw() {
     const vm = app.vm();
+    if (paused && paused.vm !== vm) resume(); // another VM is looked at, or one of the same name
     if (skip > 0) return void (skip -= 1);
     const began = performance.now();
-    const many = (vm?.count ?? 0) > LANES && !lanes.value;
+    const total = paused?.states.length ?? vm?.count ?? 0;
+    const many = total > LANES && !lanes.value;
     const first = many ? 0 : Number(lanes.value || 0);
-    const count = !vm ? 0 : many ? vm.count : Math.min(vm.count - first, vm.count > LANES ? GROUP : vm.count);
+    const count = many ? total : Math.min(total - first, total > LANES ? GROUP : total);
     const tall = compact ? Math.max(8, Math.min(26, 150 / Math.max(1, count))) : Math.max(10, Math.min(34, 420 / Math.max(1, count)));
     const high = many ? 200 : Math.max(60, count * tall);
     canvas.style.height = `${TOP + high + AXIS}px`;
@@ -96,7 +98,7 @@ export function timeline(root, app, { compact = false } = {}) {
   function pause(end = app.live.now) {
     const vm = app.vm();
     if (!vm) return;
-    paused = { end, now: Math.max(end, app.live.now), changes: vm.changes.copy(), states: vm.state.slice(0, vm.count) };
+    paused = { vm, end, now: Math.max(end, app.live.now), changes: vm.changes.copy(), states: vm.state.slice(0, vm.count) };
     skip = 0;
     tell();
   }
