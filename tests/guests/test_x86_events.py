@@ -77,6 +77,25 @@ def test_lock_where_nothing_is_modified_in_memory_is_undefined(mode, engine, cod
 
 
 @modes
+@pytest.mark.parametrize("prefix", ["", "2e", "66"])
+@pytest.mark.parametrize("code", ["c5f877", "c5f890c1", "c4e27100c2", "8fe97801c1"])  # vzeroupper, kmovw, vpshufb, xop
+def test_vector_extensions_that_the_cpu_does_not_have_are_undefined(mode, engine, prefix, code):
+    machine = machine_with_handlers(mode, "90" + prefix + code + "f4", {6: "f4"}, engine=engine)
+    assert machine.run() == HltExit()
+    assert frame(machine, 1) == [ENTRY + 1]
+
+
+@pytest.mark.parametrize("engine", ["precise", "fast"])
+@pytest.mark.parametrize("mode", ["prot32", "long64"])
+def test_bit_manipulation_and_far_pointers_are_none_of_these(mode, engine):
+    far = "c41d00200000" if mode == "prot32" else ""  # les ebx,[0x2000]
+    machine = machine_with_handlers(mode, "c4e270f3c9" + "c4e37bf0d105" + far + "f4", {6: "f4"}, engine=engine, rcx=6)
+    assert machine.run() == HltExit()
+    assert machine.reg("rip") == ENTRY + (18 if far else 12)
+    assert machine.reg("rcx") == 4
+
+
+@modes
 def test_lock_on_an_operand_in_memory_that_is_modified_is_allowed(mode, engine):
     machine = machine_with_handlers(
         mode, "f0010f" + "f4", {6: "b8ffff0000f4"}, engine=engine, rcx=5, rbx=0x2000, rdi=0x2000

@@ -27,6 +27,11 @@ _LOCKED = (
     rb"|[\xf6\xf7][\x10-\x17\x50-\x57\x90-\x97]|[\xfe\xff][\x00-\x0f\x40-\x4f\x80-\x8f]"
     rb"|\x0f(?:[\xab\xb0\xb1\xb3\xbb\xc0\xc1][\x00-\xbf]|\xba[\x28-\x3f\x68-\x7f\xa8-\xbf]))"
 )
+# ANDN, BLSR and its like, BZHI, PDEP, PEXT, MULX, BEXTR, SHLX, SARX, SHRX; RORX: behind the first byte of their prefix.
+_BMI = (
+    rb"[\x02\x22\x42\x62\x82\xa2\xc2\xe2].[\xf2\xf3\xf5-\xf7]"
+    rb"|[\x03\x23\x43\x63\x83\xa3\xc3\xe3].\xf0"
+)
 _STOPS = (
     rb"[\x6c-\x6f\xe4-\xe7\xec-\xef\xf4]|\x0f[\x05\x30\x32\x34]"
     # Unicorn rewrites flags before these have stored, and they are lost if the store is refused: RCL and RCR always,
@@ -40,7 +45,12 @@ _STOPS = (
     # LOCK where it is not allowed, which it takes for nothing, and LOCK NEG, which it does twice on a device and with
     # the flags of the negated value,
     rb"|\xf0(?![\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf0\xf2\xf3]*+" + _LOCKED + rb")"
+    # and XOP and VEX (AVX), which it does not know: it overlooks the prefix. In 32-bit code they have a form that POP,
+    # LES and LDS do not have.
+    rb"|\x8f(?=[\x08-\x3f\x48-\x7f\x88-\xbf\xc8-\xff]|\Z)"
+    rb"|(?:\xc5|\xc4(?!" + _BMI + rb"))(?=[\xc0-\xff]|\Z)"
 )
+_LONG_STOPS = rb"|\xc5|\xc4(?!" + _BMI + rb")"
 # what looks at all flags within the instruction, in code that counts: it takes what was collected (see ``Engine.run``)
 # for an operand: PUSHF, DAA and its like, VERR, LAR, LSL,
 _COUNTED = rb"|[\x27\x2f\x37\x3f\x9c]|\x0f[\x00\x02\x03]"
@@ -63,14 +73,15 @@ class CodePage:
 
 
 @cache
-def _pattern(*, window: bool, counted: bool) -> re.Pattern[bytes]:
-    return re.compile(_STOPS + _WINDOW * window + (_COUNTED if counted else _NOT_COUNTED), re.DOTALL)
+def _pattern(*, long_mode: bool, window: bool, counted: bool) -> re.Pattern[bytes]:
+    flags = _COUNTED if counted else _NOT_COUNTED
+    return re.compile(_STOPS + _LONG_STOPS * long_mode + _WINDOW * window + flags, re.DOTALL)
 
 
 def find_stops(content: bytes, *, long_mode: bool, window: bool, counted: bool) -> list[int]:
     """Return the offsets in the page at which one of the wanted instructions may begin."""
     prefixes = _LONG_PREFIXES if long_mode else _PREFIXES
-    found = [match.start() for match in _pattern(window=window, counted=counted).finditer(content)]
+    found = [match.start() for match in _pattern(long_mode=long_mode, window=window, counted=counted).finditer(content)]
     if content[-1] == _TWO_BYTE:
         found.append(len(content) - 1)
     found.append(len(content))  # the opcode may be on the next page

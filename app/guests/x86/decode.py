@@ -23,6 +23,9 @@ _OUT = 2
 _TWO_BYTE = 0x0F
 _REX, _REX_W = range(0x40, 0x50), 8
 _LOAD_FAR_OLD, _LOAD_FAR = (0xC4, 0xC5), (0x0FB2, 0x0FB4, 0x0FB5)
+_VEX3, _VEX_MAP = 0xC4, 0x1F  # what LES and LDS are with a memory operand, outside 64-bit code
+_BMI = frozenset(((2, 0xF2), (2, 0xF3), (2, 0xF5), (2, 0xF6), (2, 0xF7), (3, 0xF0)))  # VEX map and opcode
+_POP = 0x8F
 _GROUP5, _FAR, _PUSHA = 0xFF, (3, 5), 0x60
 _LOAD_VECTOR, _LOAD_INTEGERS = (0x0F10, 0x0F28), 0x0F6F
 _SELECTOR, _HALF = 2, 8
@@ -202,6 +205,16 @@ def shape(code: bytes, bits: int) -> Shape:
     width = 2 if code[at : at + 1] == b"\x0f" else 1
     modrm = code[at + width] if at + width < len(code) else _REGISTERS
     return Shape(code[:at], int.from_bytes(code[at : at + width], "big"), modrm, bits)
+
+
+def is_undefined(code: bytes, bits: int) -> bool:
+    """#UD that the engine does not raise: LOCK in vain, XOP, and VEX but for BMI's instructions."""
+    seen = shape(code, bits)
+    if seen.opcode in _LOAD_FAR_OLD and (bits == 64 or not seen.on_memory):  # noqa: PLR2004 - 64-bit code
+        vex = code[len(seen.prefixes) :]
+        known = len(vex) > 3 and vex[0] == _VEX3 and (vex[1] & _VEX_MAP, vex[3]) in _BMI  # noqa: PLR2004
+        return len(vex) > 1 and not known
+    return seen.is_locked_in_vain or (seen.opcode == _POP and seen.extension != 0)
 
 
 def without_lock(code: bytes, bits: int) -> bytes:

@@ -18,6 +18,7 @@ from app.guests.x86.decode import (
     Instruction,
     decode,
     is_repeated_string,
+    is_undefined,
     shape,
     without_lock,
 )
@@ -112,7 +113,7 @@ class Emulator:
 
     def _dispatch(self) -> Exit | None:
         code = self._virtual.fetch()
-        if shape(code, self._state.bits).is_locked_in_vain:
+        if is_undefined(code, self._state.bits):
             raise GuestFaultError(UD)
         instruction = decode(code, self._state.bits)
         if instruction is None or instruction.compares_strings:
