@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
-from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.api.hub import Hub
 from app.api.sessions import Sessions
@@ -201,14 +201,14 @@ TheMachine = Annotated[Machine, Depends(_machine)]
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Perform an ioctl that may wait; a client that goes away kills the thread that waits for it.
 
-    The body must have been read.
+    The body must have been read. Raises ``ClientDisconnect`` then, as reading a body does.
     """
     watch = _Watch(request)
     try:
         return await work
     except asyncio.CancelledError:
         if watch.gone():
-            raise HTTPException(503, "the client is gone") from None
+            raise ClientDisconnect from None
         raise
     finally:
         watch.close()

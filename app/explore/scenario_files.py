@@ -192,7 +192,7 @@ def _region(data: Any, where: str) -> Region:
     values: dict[str, int] = {"flags": 0, "host": 0}
     for key, value in item.items():
         if key == "flags" and isinstance(value, list):
-            unknown = [flag for flag in value if flag not in list(FLAGS)]
+            unknown = [flag for flag in value if flag not in tuple(FLAGS)]  # by comparison: it may be a list
             if unknown:
                 raise ScenarioError(f"{where}.flags: {unknown[0]!r} is none of {', '.join(FLAGS)}")
             value = sum(FLAGS[flag] for flag in value)  # noqa: PLW2901  # names become bits

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from app.core.errors import KvmError
 from app.core.uapi import KVM_REGS, KVM_SREGS, MpState, ioctl_by_name
+from app.guests.host_memory import MAX_NAME
 from app.guests.script import compile_program
 
 MAX_HEX = 32 << 20
@@ -33,7 +34,7 @@ U32 = Annotated[Int, Field(ge=0, lt=1 << 32)]
 U64 = Annotated[Int, Field(ge=0, lt=1 << 64)]
 Milliseconds = Annotated[Int, Field(ge=0, le=MAX_MS)]
 Hex = Annotated[str, StringConstraints(strict=True, pattern=r"^(?:[0-9a-fA-F]{2})*$", max_length=MAX_HEX)]
-Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=64)]
+Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=MAX_NAME)]
 
 
 def _known(names: frozenset[str], what: str) -> BeforeValidator:
