@@ -137,7 +137,7 @@ def _map(name: str, size: int) -> mmap.mmap:
     """Map memory that could be handed to another process (memfd), where the host has such."""
     if not hasattr(os, "memfd_create"):
         return mmap.mmap(-1, size)
-    label = ascii(f"kickstand-{name}")[1:200]
+    label = ascii(f"kickstand-{name}")[1:-1][:200]
     descriptor = os.memfd_create(label, os.MFD_CLOEXEC)
     try:
         os.ftruncate(descriptor, size)
