@@ -1,3 +1,3 @@
 """Kickstand: a KVM you can curl."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -14,7 +14,7 @@ import resource
 import socket
 import stat
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,34 +23,40 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app import __version__
-from app.api import (
+from kickstand import __version__
+from kickstand.api import streams
+from kickstand.api.context import Context
+from kickstand.api.edge import logs, problems
+from kickstand.api.edge.bodies import JsonRoute
+from kickstand.api.edge.guard import Guard
+from kickstand.api.edge.head import Head
+from kickstand.api.openapi import build
+from kickstand.api.protocol import Config, Protocol, Watch
+from kickstand.api.routes import (
     explorations,
-    logs,
+    irqchip,
     memory,
-    openapi,
-    problems,
+    models,
+    pages,
     runs,
     script,
     snapshots,
-    streams,
     system,
     trace,
     vcpus,
     vms,
 )
-from app.api.context import Context
-from app.api.guard import SECURITY_HEADERS, Guard
-from app.core.errors import KvmError
-from app.core.variants import variant
-from app.guests.engines import engine_factory
-from app.settings import Settings, SettingsError
+from kickstand.core.errors import KvmError
+from kickstand.core.variants import variant
+from kickstand.guests.engines import engine_factory
+from kickstand.runtime.registry import Registry
+from kickstand.settings import Settings, SettingsError
 
 BACKSTOP_S = 3
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none sends into one that is closing
 CUT_OFF_S = 0.5  # how long clients may take to read the last words
+BACKLOG = 256  # connections that wait to be accepted, and that are accepted in one turn of the loop
 SEND_BUFFER = 256 << 10  # bounds what the kernel keeps for a client that does not read
 OPEN_FILES = 65_536
 COLLECT = (50_000, 20, 50)  # thresholds of the three generations: little here is left behind in a cycle
@@ -58,9 +64,13 @@ HERE: dict[str, str] = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  wher
 ROUTERS = (
     runs.router,
     vcpus.router,
+    models.router,
+    models.system,
     snapshots.all_vms,
     snapshots.of_vm,
     vms.one_vm,
+    irqchip.of_vm,
+    irqchip.of_vcpu,
     vms.all_vms,
     memory.router,
     script.router,
@@ -70,6 +80,7 @@ ROUTERS = (
     streams.of_vm,
     streams.every,
     system.router,
+    pages.router,
 )
 
 
@@ -88,6 +99,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(
         title="Kickstand",
         version=__version__,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -95,36 +107,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     app.state.context = context
+    app.router.route_class = JsonRoute
     problems.install(app)
     for router in ROUTERS:
         router.register(app)
-    openapi.install(app)
-    app.mount("/static", StaticFiles(directory=system.STATIC))
-    if system.DASHBOARD.is_dir():
-        app.mount("/dashboard", GZipMiddleware(StaticFiles(directory=system.DASHBOARD)))
+    build.install(app)
+    app.mount("/static", StaticFiles(directory=pages.STATIC))
+    if pages.DASHBOARD.is_dir():
+        app.mount("/dashboard", GZipMiddleware(StaticFiles(directory=pages.DASHBOARD)))
     hosts = (*context.settings.allowed_hosts, context.settings.host)
     limits = context.settings.limits
     larger = {"/vms/restore": limits.snapshot}
-    app.add_middleware(Guard, hosts=hosts, max_body=limits.body, larger=larger, sessions=context.sessions)
+    app.add_middleware(Head)
+    app.add_middleware(
+        Guard, hosts=hosts, max_body=limits.body, bodies=limits.bodies, larger=larger, sessions=context.sessions
+    )
     return app
-
-
-class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 that answers nonsense with a problem, and lets a stream cut off a client that does not read."""
-
-    def on_message_begin(self) -> None:
-        """Offer ``abort`` to the application."""
-        super().on_message_begin()
-        abort: Any = self.transport.abort
-        self.scope["extensions"] = {streams.ABORT: abort}
-
-    def send_400_response(self, msg: str) -> None:
-        """The bytes were not HTTP."""
-        response = problems.http_failure({"path": ""}, 400, msg, {"Connection": "close"})
-        headers = [*response.raw_headers, *SECURITY_HEADERS]
-        lines = [b"HTTP/1.1 400 Bad Request", *(b"%b: %b" % header for header in headers), b"", bytes(response.body)]
-        self.transport.write(b"\r\n".join(lines))
-        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -133,28 +131,38 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, ready: Callable[[], None] | None = None) -> None:
         self.context: Context = app.state.context
         self.ready = ready
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=Protocol,
-                ws="none",
-                lifespan="on",
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=BACKSTOP_S,
-                timeout_keep_alive=KEEP_ALIVE_S,
-            )
+        self.watch: Watch | None = None
+        config = Config(
+            app,
+            http=Protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,  # ours, where a server logs at all
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=BACKSTOP_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
+        settings = self.context.settings
+        super().__init__(config.admit(settings.requests, settings.limits.connections))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say when connections are accepted."""
+        try:
+            await self.context.start()  # here, where what is wrong is a sentence and not a framework's traceback
+        except SettingsError:
+            self.should_exit = True  # the context remembers why
+            return
         await super().startup(sockets)
+        self.watch = Watch(self)
         if self.ready is not None and self.started:
             self.ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End what waits, then everything else; who has not read the last words by then is cut off."""
+        if self.watch is not None:
+            self.watch.stop()
         await self.context.stop()
         cut_off = asyncio.get_running_loop().call_later(CUT_OFF_S, self._cut_off)
         try:
@@ -168,6 +176,48 @@ class Server(uvicorn.Server):
         for connection in tuple(self.server_state.connections):
             transport: Any = connection.transport
             transport.abort()
+
+
+class Beside(Server):
+    """A server that is not the process's main business: it runs on a loop of somebody else's, and takes no signals."""
+
+    def __init__(self, settings: Settings, ready: Callable[[str], None]) -> None:
+        logs.install()
+        self._ready = ready
+        self._listener = bind(settings)
+        self._accepting = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        super().__init__(create_app(settings), self._accepting.set)
+        sessions = self.context.sessions
+        self._url = url_of(settings, self._listener, sessions.code() if sessions.required else None)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Leave signals to whoever the process belongs to."""
+        yield
+
+    @property
+    def registry(self) -> Registry:
+        """The machines that clients see."""
+        return self.context.registry
+
+    async def begin(self) -> None:
+        """Start to serve; once connections are accepted, ``ready`` is given the URL, and it returns."""
+        self._task = asyncio.create_task(self.serve(sockets=[self._listener]))
+        accepting = asyncio.create_task(self._accepting.wait())
+        await asyncio.wait({self._task, accepting}, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            accepting.cancel()
+            await self._task
+        _collect_rarely()
+        self._ready(self._url)
+
+    async def end(self) -> None:
+        """Stop serving, as at SIGTERM."""
+        self.should_exit = True
+        if self._task is not None:
+            await self._task
+        self._listener.close()
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -221,28 +271,38 @@ def url_of(settings: Settings, listener: socket.socket, code: str | None) -> str
     return f"http://{name}:{port}/" + (f"#code={code}" if code else "")
 
 
-def announce(url: str) -> None:
-    """Print the address, alone on its line so that a terminal makes it a link."""
-    sys.stdout.write(f"Kickstand serves\n{url}\n")
+def announce(url: str, context: Context) -> None:
+    """Print the address, alone on its line so that a terminal makes it a link, and what a user asks next."""
+    lines = ["Kickstand serves", url, f"state: {_kept(context)}"]
+    if context.settings.uds is None:
+        lines.append(f"docs:  {url.partition('#')[0]}docs")
+    sys.stdout.write("\n".join([*lines, "stop:  Ctrl-C"]) + "\n")
     sys.stdout.flush()
 
 
-def serve(settings: Settings, *, ready: Callable[[str], None] = announce) -> None:
-    """Serve until SIGTERM or SIGINT. ``ready`` gets the URL once connections are accepted.
+def _kept(context: Context) -> str:
+    """Where state is kept, and what was there."""
+    if context.state_dir is None:
+        return "none is kept (--ephemeral)"
+    return f"{context.state_dir}" + (f", restored {', '.join(context.restored)}" if context.restored else "")
+
+
+def serve(settings: Settings, *, ready: Callable[[str, Context], None] = announce) -> None:
+    """Serve until SIGTERM or SIGINT. ``ready`` gets the URL once connections are accepted, and the server's state.
 
     ``SettingsError`` if the settings cannot be served.
     """
     _check_names(settings)
+    _raise_file_limit()
     app = create_app(settings)
     logs.install()
     app.state.context.open()
     sessions = app.state.context.sessions
     listener = bind(settings)
     url = url_of(settings, listener, sessions.code() if sessions.required else None)
-    _raise_file_limit()
     _collect_rarely()
     try:
-        server = Server(app, partial(ready, url))
+        server = Server(app, partial(ready, url, app.state.context))
         server.run(sockets=[listener])
         if app.state.context.refused is not None:
             raise app.state.context.refused

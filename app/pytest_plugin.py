@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from app.client import Client
-    from app.runtime.machine import Machine
+    from kickstand.client import Client
+    from kickstand.runtime.machine import Machine
 
 MachineFactory = Callable[..., AbstractAsyncContextManager["Machine"]]
 POLL_S = 0.05
@@ -36,7 +36,7 @@ def kickstand_server(_kickstand_url: str) -> Generator[KickstandServer]:
 
     It keeps nothing on disk and runs on a thread of the test's process. Runs that a test left parked end with EIO.
     """
-    from app.client import Client  # noqa: PLC0415
+    from kickstand.client import Client  # noqa: PLC0415
 
     with Client(_kickstand_url) as client:
         yield KickstandServer(_kickstand_url, client)
@@ -64,8 +64,8 @@ def _kickstand_url() -> Generator[str]:
 
 @contextmanager
 def _serving() -> Generator[str]:
-    from app.main import Server, bind, create_app  # noqa: PLC0415
-    from app.settings import Settings  # noqa: PLC0415
+    from kickstand.main import Server, bind, create_app  # noqa: PLC0415
+    from kickstand.settings import Settings  # noqa: PLC0415
 
     settings = Settings(port=0, allow_reset=True)
     ready = threading.Event()
@@ -85,7 +85,7 @@ def _serving() -> Generator[str]:
 
 @asynccontextmanager
 async def _machine(*, vcpus: int = 1, **options: Any) -> AsyncGenerator[Machine]:
-    from app.runtime.registry import Registry  # noqa: PLC0415
+    from kickstand.runtime.registry import Registry  # noqa: PLC0415
 
     registry = Registry()
     try:

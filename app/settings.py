@@ -10,7 +10,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.core.uapi import MAX_VCPUS
+from kickstand.core.uapi import MAX_VCPUS
 
 HIGHEST_PORT = 0xFFFF
 
@@ -25,12 +25,19 @@ class Limits:
 
     vms: int = 64
     vcpus_per_vm: int = MAX_VCPUS
+    vcpus: int = 4_096  # of all VMs together
     memory_per_vm: int = 4 << 30
+    memory: int = 16 << 30  # of all VMs together
     parked_runs: int = 2_048
     run_timeout_ms: int = 60_000
     script_operations: int = 10_000
+    transaction_operations: int = 4_096
     body: int = 16 << 20
+    bodies: int = 256 << 20  # of all requests that are under way
+    json: int = 4 << 20  # bytes of a body that is JSON
+    json_values: int = 1 << 17  # of one body: what a parser takes a fiftieth of a second for
     streams: int = 512
+    connections: int = 4_096  # fewer where there are fewer descriptors
     explorations: int = 2
     exploration_states: int = 20_000_000
     snapshot: int = 5 << 30
@@ -45,6 +52,16 @@ class StreamSettings:
     stream_s: float = 0.0001  # the same for each open stream: about twice what a write to one takes
     backlog: int = 8_192  # a reader further behind gets a gap and a snapshot
     write_timeout_s: float = 120.0  # a reader that takes nothing for so long is cut off; before that it gets a gap
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSettings:
+    """How long a request may take to arrive. Times in seconds; ``slowest`` is a rate in bytes a second."""
+
+    first_s: float = 20.0  # from the connection to the end of the first request's head; browsers connect ahead
+    head_s: float = 10.0  # from the first byte of a later request to the end of its head
+    body_s: float = 30.0  # without a byte of the body
+    slowest: int = 16 << 10  # a body that comes more slowly uses its time up
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +94,7 @@ class Settings:
     state_dir: Path | None = None  # None, unless ephemeral: the user's own
     limits: Limits = field(default_factory=Limits)
     streams: StreamSettings = field(default_factory=StreamSettings)
+    requests: RequestSettings = field(default_factory=RequestSettings)
     journal: JournalSettings = field(default_factory=JournalSettings)
 
     def __post_init__(self) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import uvicorn
 
-from app.main import KEEP_ALIVE_S, Protocol, Server, bind, create_app
-from app.settings import Settings
+from kickstand.api.protocol import Config
+from kickstand.main import KEEP_ALIVE_S, Protocol, Server, bind, create_app
+from kickstand.settings import Settings
 
 CLIENTS = 16
 
@@ -44,7 +45,7 @@ class Served:
 
     def app(self, app: Any) -> int:
         """Serve any application with the same server under the same options; returns its port."""
-        config = uvicorn.Config(
+        config = Config(
             app,
             http=Protocol,
             ws="none",
@@ -54,7 +55,8 @@ class Served:
             lifespan="on",
             timeout_keep_alive=KEEP_ALIVE_S,
         )
-        return self.run(self._start(uvicorn.Server(config)))
+        settings = Settings()
+        return self.run(self._start(uvicorn.Server(config.admit(settings.requests, settings.limits.connections))))
 
     async def _start(self, server: uvicorn.Server) -> int:
         listener = bind(Settings(port=0))  # as the product binds: a bare socket would keep Nagle's algorithm on

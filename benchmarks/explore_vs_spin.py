@@ -31,7 +31,7 @@ CELLS = {  # variant and behaviour: SPIN's switches
 SIZES = tuple(ROUNDS)
 ASK = """
 import sys
-from app.explore.campaign import explore
+from kickstand.explore.matrix import explore
 variant, behaviour, vcpus = sys.argv[1:]
 (verdict,) = explore("merge", variant, behaviour, int(vcpus), properties=["missing_slot"])
 print(verdict.verdict, verdict.states)

@@ -10,11 +10,11 @@ from pathlib import Path
 import aiosqlite
 from _harness import Ratio, at_least, judged, report
 
-from app.journal.directory import Directory, warn
-from app.journal.journal import StateJournal
-from app.journal.schema import connect
-from app.runtime.registry import Registry
-from app.settings import JournalSettings
+from kickstand.journal.disk.directory import Directory, warn
+from kickstand.journal.disk.schema import connect
+from kickstand.journal.journal import StateJournal
+from kickstand.runtime.registry import Registry
+from kickstand.settings import JournalSettings
 
 CLIENTS = 64
 CALLS = 30  # of each client

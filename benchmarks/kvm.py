@@ -11,11 +11,11 @@ import struct
 
 from _harness import Ratio, at_most, compare, process_ns, report, skipped
 
-from app.core.memslots import Region
-from app.core.uapi import KVM_REGS, KVM_SREGS, ioctl_by_name
-from app.guests.kvm.device import PATH, unusable
-from app.runtime.registry import Registry
-from app.scripts.presets import PRESETS
+from kickstand.core.memslots import Region
+from kickstand.core.uapi import KVM_REGS, KVM_SREGS, ioctl_by_name
+from kickstand.guests.kvm.device import PATH, unusable
+from kickstand.runtime.registry import Registry
+from kickstand.scripts.language.presets import PRESETS
 
 SIZE, ENTRY = 0x10000, 0x1000
 CODE = b"\xe6\x42\xeb\xfc"  # 1: out 42, al; jmp 1b

@@ -12,10 +12,9 @@ import asyncio
 import aiorwlock
 from _harness import Ratio, at_least, at_most, compare, report
 
-from app.core.atomics import PREEMPT, Task
-from app.core.rwsem import RwSemaphore, Side
-from app.runtime.tasks import perform
-from app.runtime.threads import HostThread
+from kickstand.core.atomics import Task
+from kickstand.core.shared.rwsem import RwSemaphore, Side
+from kickstand.runtime.driver.tasks import perform
 
 TIMES = 20_000
 CYCLES = {100: 20, 1_000: 4, 4_096: 1}
@@ -95,14 +94,14 @@ class NoLock(Pattern):
 
 
 class Ours(Pattern):
-    """The shipped semaphore on the shipped threads: a reader holds as a vCPU does that sleeps in KVM_RUN."""
+    """The shipped semaphore in the shipped tasks: a reader holds as a vCPU does that sleeps in KVM_RUN."""
 
     def __init__(self, readers: int) -> None:
         self.semaphore = RwSemaphore()
         super().__init__(readers)
 
-    def started(self, number):
-        return HostThread(self._reader(Task(f"reader {number}")), PREEMPT)
+    async def reader(self, number):
+        await perform(self._reader(Task(f"reader {number}")))
 
     async def _reader(self, task):
         while True:

@@ -9,9 +9,8 @@ from _harness import Ratio, at_least, at_most, compare, report
 from _served import CLIENTS, Clients, Served, request, served
 from fastapi import FastAPI, Path
 
-from app.api.answers import RunDone
-from app.api.schemas import Run
-from app.settings import Settings
+from kickstand.api.shapes.vcpus import Run, RunDone
+from kickstand.settings import Settings
 
 REQUESTS = 40 * CLIENTS
 OPERATIONS = 1_000

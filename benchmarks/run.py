@@ -1,8 +1,10 @@
 """Run the benchmarks one after the other and print one table; exit 1 if one of them fails to run.
 
-    python benchmarks/run.py [--json] [--output FILE] [NAME]...
+    python benchmarks/run.py [--json] [--output FILE] [--keep] [NAME]...
 
-``--json`` prints the rows as JSON instead, ``--output`` writes them to a file as well; NAMEs are files without ``.py``.
+After the table it names the rows that are worse than in ``baseline.json`` by more than their spread; ``--keep`` makes
+this run the baseline. ``--json`` prints the rows as JSON instead, ``--output`` writes them to a file as well; NAMEs are
+files without ``.py``.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from _harness import Goal, Ratio, table
+from baseline import keep, load, worse
 
 HERE = Path(__file__).parent
 LIMIT_S = 240  # for one file: a benchmark that hangs must not take the others with it
-APART = {"run", "soak"}  # the soak takes ten minutes by itself
+APART = {"run", "soak", "baseline"}  # the soak takes ten minutes by itself
 
 
 def names() -> list[str]:
@@ -50,6 +53,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", default=names(), metavar="NAME")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--keep", action="store_true", help="what is measured now is what later runs are compared with")
     asked = parser.parse_args()
     files, failures, started = {}, {}, time.monotonic()
     for name in asked.names:
@@ -68,15 +72,19 @@ def main() -> int:
         "cpus": os.cpu_count(),
         "load": os.getloadavg()[0],
         "seconds": round(time.monotonic() - started, 1),
+        "worse": worse(rows, load()),
         **{verdict: verdicts.count(verdict) for verdict in ("met", "missed", "skipped")},
         "failed": failures,
     }
     document = json.dumps({"summary": summary, "rows": rows}, indent=1)
+    if asked.keep:
+        keep(rows)
     if asked.output:
         asked.output.write_text(document + "\n")
     if asked.json:
         print(document)
     else:
+        print("\n".join(summary["worse"]) or "no row is worse than in baseline.json")
         print(
             f"{summary['met']} met, {summary['missed']} missed, {summary['skipped']} skipped, {len(failures)} failed; "
             f"{summary['seconds']} s; '?' marks a verdict within the spread"

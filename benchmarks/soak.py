@@ -2,6 +2,7 @@
 
     python benchmarks/soak.py [--minutes 10] [--vcpus 64] [--streams 100] [--kick-ms 10] [--merge-ms 100]
                               [--mode precise] [--streams-of vm]
+    python benchmarks/soak.py --mixed [--minutes 10]
 
 One server, as shipped, whose vCPUs run x86 code on server-side threads; clients read event streams, kick and resume,
 merge and split two slots under the guests. Prints figures for each part and a verdict: latencies of the last third of
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from _mixed import Mixed
 from _served import answer, request
 
 HERE = Path(__file__).parent
@@ -251,7 +253,7 @@ def rss_mb(pid: int) -> float:
 def serving():
     """A server of its own: (URL, process)."""
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-    command = [sys.executable, "-m", "app", "serve", "--ephemeral", "--port", "0", "--no-default-vm"]
+    command = [sys.executable, "-m", "kickstand", "serve", "--ephemeral", "--port", "0", "--no-default-vm"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         if process.stdout is None or not process.stdout.readline():
@@ -297,7 +299,13 @@ def main() -> int:
     parser.add_argument("--merge-ms", type=float, default=100.0)
     parser.add_argument("--streams-of", choices=("vm", "vcpu"), default="vm", help="whose events a stream shows")
     parser.add_argument("--mode", choices=("precise", "fast"), default="precise")
-    soak = Soak(parser.parse_args())
+    parser.add_argument(
+        "--mixed", action="store_true", help="VMs that come and go, snapshots, explorations, clients that leave"
+    )
+    options = parser.parse_args()
+    if options.mixed:
+        return Mixed(options.minutes).run()
+    soak = Soak(options)
     asyncio.run(soak.run())
     print(pace(soak.parts, soak.seconds))
     grown = verdict(soak.parts)

@@ -71,12 +71,12 @@ def answers(port: int) -> bool:
 
 def main() -> list[Ratio]:
     """Both rows, in CPU time of the child processes."""
-    serve = ("-m", "app", "serve", "--port", "PORT", "--ephemeral")
+    serve = ("-m", "kickstand", "serve", "--port", "PORT", "--ephemeral")
     return [
         compare(
             "kickstand --help",
             "python -c pass",
-            lambda: run("-m", "app", "--help"),
+            lambda: run("-m", "kickstand", "--help"),
             lambda: run("-c", "pass"),
             goal=at_most(3),
             clock=children_ns,

@@ -19,9 +19,9 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 
-from app.api.hub import Hub
-from app.runtime.events import EventLog
-from app.settings import Limits, Settings
+from kickstand.api.hub import Hub
+from kickstand.runtime.events import EventLog
+from kickstand.settings import Limits, Settings
 
 STREAMS = 100
 RATE = 5_000  # events a second, as many as their tick lets share a wake-up

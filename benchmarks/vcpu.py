@@ -8,9 +8,9 @@ import tracemalloc
 
 from _harness import Ratio, at_most, compare, measured, report
 
-from app.core.memslots import Region
-from app.runtime.registry import Registry
-from app.runtime.tasks import perform
+from kickstand.core.memslots import Region
+from kickstand.runtime.driver.tasks import perform
+from kickstand.runtime.registry import Registry
 
 TIMES = 2_000
 VCPUS = 1_000

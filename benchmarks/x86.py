@@ -16,10 +16,10 @@ from importlib import import_module
 
 from _harness import Ratio, at_least, at_most, compare, judged, measured, process_ns, report
 
-from app.core.memslots import Region
-from app.core.run_page import Cause
-from app.runtime.registry import Registry
-from app.scripts.presets import PRESETS
+from kickstand.core.memslots import Region
+from kickstand.core.run.run_page import Cause
+from kickstand.runtime.registry import Registry
+from kickstand.scripts.language.presets import PRESETS
 
 SIZE, ENTRY, STACK = 0x10000, 0x1000, 0x7000
 ROUNDS = {"fast": 20_000_000, "precise": 600_000}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from app.client import Client, Json, KickstandError, region
+from kickstand.client import Client, Json, KickstandError, region
 
 PAGE = 4096
 M1, M2 = 1, 2  # the slots; the VMM on the other side has made them

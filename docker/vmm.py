@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from app.client import AsyncClient, Json, KickstandError, region
+from kickstand.client import AsyncClient, Json, KickstandError, region
 
 PAGE = 4096
 RAM = range(16 * PAGE)

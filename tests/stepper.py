@@ -11,12 +11,13 @@ from functools import partial
 from types import coroutine
 from typing import ClassVar
 
-from app.core.atomics import Blocked, Choice, Killed, Preempt, Shared, Task
-from app.core.memslots import Region
-from app.core.uapi import PAGE_SIZE
-from app.core.variants import variant as find_variant
-from app.core.vm import Switches, Vm
-from app.guests.script import ScriptGuest, compile_program
+from kickstand.core.atomics import Blocked, Choice, Killed, Preempt, Shared, Task
+from kickstand.core.memslots import Region
+from kickstand.core.uapi import PAGE_SIZE
+from kickstand.core.variants import variant as find_variant
+from kickstand.core.vm import Switches, Vm
+from kickstand.guests.program import compile_program
+from kickstand.guests.script import ScriptGuest
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 
-from app.api.hub import Hub
-from app.api.sessions import Sessions
-from app.core.errors import KvmError, errno_name
-from app.core.run_page import Cause
-from app.journal.directory import Directory, default_directory, warn
-from app.journal.journal import StateJournal
-from app.runtime.machine import Machine
-from app.runtime.registry import Registry
-from app.settings import Settings, SettingsError
+from kickstand.api.edge.sessions import Sessions
+from kickstand.api.hub import Hub
+from kickstand.api.rest import WhileWatched
+from kickstand.core.errors import KvmError, errno_name
+from kickstand.core.run.run_page import Cause
+from kickstand.journal.disk.directory import Directory, default_directory, warn
+from kickstand.journal.disk.store import Failure
+from kickstand.journal.journal import StateJournal
+from kickstand.runtime.machine import Machine
+from kickstand.runtime.registry import Registry
+from kickstand.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from app.explore.jobs import Job, Jobs
+    from kickstand.explore.jobs import Job, Jobs
 
 T = TypeVar("T")
 logger = logging.getLogger("kickstand.api")
@@ -42,16 +44,19 @@ class Context:
         self.settings = settings
         self.registry = Registry(settings.limits)
         self.hub = Hub(self.registry.log, settings.streams)
+        self.while_watched = WhileWatched(self.registry, self.hub)
         self.sessions = Sessions(settings.token())
         self.stopping = False
+        self.restored: tuple[str, ...] = ()  # the VMs that the state directory had at the start
         self._jobs: Jobs | None = None
         self.journal: StateJournal | None = None
         self.refused: SettingsError | None = None  # why this server could not start
+        self._started = False
 
     async def jobs(self) -> Jobs:
         """The explorations. The explorer is loaded with the first one, beside the loop: it takes a while."""
         if self._jobs is None:
-            module = await asyncio.to_thread(import_module, "app.explore.jobs")
+            module = await asyncio.to_thread(import_module, "kickstand.explore.jobs")
             self._jobs = self._made_jobs(module)
         return self._jobs
 
@@ -88,14 +93,28 @@ class Context:
             self.hub.history = self.journal
 
     async def start(self) -> None:
-        """Bring back what was kept; on a directory that is new, or without one, create the default VM."""
-        self.open()
+        """Bring back what was kept; on a directory that is new, or without one, create the default VM. Once.
+
+        ``SettingsError``: this server cannot start, and why.
+        """
+        if self._started:
+            return
+        self._started = True
+        try:
+            self.open()
+            await self._start()
+        except SettingsError as error:
+            self.refused = error
+            raise
+        except (OSError, KvmError, Failure) as error:
+            detail = error.detail if isinstance(error, KvmError | Failure) else error.strerror or error
+            self.refused = SettingsError(f"the server cannot start: {detail}")
+            raise self.refused from error
+
+    async def _start(self) -> None:
         if self.journal is not None:
-            try:
-                await self.journal.start()
-            except SettingsError as error:
-                self.refused = error
-                raise
+            await self.journal.start()
+            self.restored = tuple(self.registry.machines)
             if self.journal.meta.get("default_vm"):
                 return
         await self._create_default()
@@ -119,6 +138,7 @@ class Context:
     async def stop(self) -> None:
         """End what clients wait for: parked runs leave by a signal, streams say ``bye``, other ioctls get EIO."""
         self.stopping = True
+        await self.while_watched.close()
         runs = [run for machine in self.registry.machines.values() for run in machine.runs]
         for run in runs:
             run.signal(Cause.SIGNAL)
@@ -162,17 +182,8 @@ class Context:
 
     def admit_run(self, ioctl: str = "KVM_RUN") -> None:
         """EAGAIN if as many runs are parked as the limit allows, or the server stops."""
-        limit = self.settings.limits.parked_runs
         if self.stopping:
             raise KvmError(errno.EAGAIN, ioctl, "the server is shutting down")
-        if self.registry.parked_runs >= limit:
-            raise KvmError(errno.EAGAIN, ioctl, f"{limit} runs are parked, which is the limit (parked_runs)")
-
-    def admit_vcpu(self, machine: Machine) -> None:
-        """EINVAL, as KVM answers, if the VM has as many vCPUs as the limit allows."""
-        limit = self.settings.limits.vcpus_per_vm
-        if len(machine.vm.vcpus) >= limit:
-            raise KvmError(errno.EINVAL, "KVM_CREATE_VCPU", f"a VM has at most {limit} vcpus here (vcpus_per_vm)")
 
 
 def context_of(request: Request) -> Context:

@@ -11,13 +11,13 @@ import asyncio
 import errno
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from app.core.errors import KvmError
-from app.runtime.events import EventLog, Record
-from app.settings import StreamSettings
+from kickstand.core.errors import KvmError
+from kickstand.runtime.events import EventLog, Record
+from kickstand.settings import StreamSettings
 
 CHUNK = 1_024  # events in one write at most
 SHARED = 16  # joined chunks, and spans of events, kept for streams at the same position
@@ -72,8 +72,8 @@ class Wire(ABC):
         """Encode an event; without an id a client's resume point stays where it was."""
 
     @abstractmethod
-    def heartbeat(self, seq: int) -> bytes:
-        """Encode "nothing new, still here"."""
+    def heartbeat(self, seq: int, t_ns: int) -> bytes:
+        """Encode "nothing new, still here", and what time it is for the server."""
 
     def preamble(self) -> bytes:
         """What comes before the first event."""
@@ -89,8 +89,8 @@ class ServerSentEvents(Wire):
         told = f"event: {name}\ndata: {data}\n\n"
         return told if event_id is None else f"id: {event_id}\n{told}"
 
-    def heartbeat(self, seq: int) -> bytes:
-        return f": hb {seq}\n\n".encode()
+    def heartbeat(self, seq: int, t_ns: int) -> bytes:
+        return f": hb {seq} {t_ns}\n\n".encode()
 
     def preamble(self) -> bytes:
         return b"retry: 1000\n\n"
@@ -105,8 +105,8 @@ class JsonLines(Wire):
         quoted = "null" if event_id is None else f'"{event_id}"'
         return f'{{"id":{quoted},"event":"{name}","data":{data}}}\n'
 
-    def heartbeat(self, seq: int) -> bytes:
-        return b'{"id":null,"event":"heartbeat","data":{"seq":%d}}\n' % seq
+    def heartbeat(self, seq: int, t_ns: int) -> bytes:
+        return b'{"id":null,"event":"heartbeat","data":{"seq":%d,"t_ns":%d}}\n' % (seq, t_ns)
 
 
 SSE, NDJSON = ServerSentEvents(), JsonLines()
@@ -148,7 +148,7 @@ class Hub:
         self._shared: dict[tuple[View, Wire, int], tuple[bytes, int]] = {}
         self._spans: dict[int, Span] = {}
         # What streams share within one turn of the loop: snapshots, and which events a view would have shown.
-        self._snapshots: dict[tuple[View, Wire], tuple[bytes, int]] = {}
+        self._snapshots: dict[tuple[View, Wire], tuple[asyncio.Future[bytes], int]] = {}
         self._numbers: dict[tuple[View, int], list[int]] = {}
 
     def admit(self, limit: int) -> None:
@@ -188,17 +188,20 @@ class Hub:
         for sleeper in sleepers:
             sleeper.wake()
 
-    def snapshot(self, view: View, wire: Wire, after: int, make: Callable[[], bytes]) -> tuple[bytes, int]:
-        """The state of what a view shows, as ``make`` encodes it, and the number of the last event in it.
+    def snapshot(
+        self, view: View, wire: Wire, after: int, take: Callable[[], Coroutine[Any, Any, bytes]]
+    ) -> tuple[asyncio.Future[bytes], int]:
+        """The state of what a view shows, and the number of the last event in it.
 
+        ``take`` looks at the state at once; the coroutine that it returns encodes that, which may take several turns.
         Never older than event ``after``. Streams that ask in one turn of the loop share it: whatever their clients
-        know of was done in turns before.
+        know of was done in turns before. Whoever waits for it shields it from a departure of its own.
         """
         key = (view, wire)
         found = self._snapshots.get(key)
         if found is None or found[1] < after:
             self._forget_after_this_turn()
-            found = self._snapshots[key] = make(), self.log.seq
+            found = self._snapshots[key] = asyncio.ensure_future(take()), self.log.seq
         return found
 
     def _forget_after_this_turn(self) -> None:

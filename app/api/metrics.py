@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.api.context import Context
-from app.core.trace import VcpuState
-from app.runtime.machine import Machine
+from kickstand.api.context import Context
+from kickstand.core.trace import VcpuState
+from kickstand.runtime.machine import Machine
 
 # Field of a vCPU's counters, KVM's name for it, what it counts.
 COUNTERS = (
@@ -82,9 +82,9 @@ def _vm_metrics(machines: tuple[Machine, ...]) -> Iterator[Metric]:
     memory = GaugeMetricFamily("kickstand_vm_host_memory_bytes", "Host memory allocated", labels=("vm",))
     slots = GaugeMetricFamily("kickstand_vm_memory_slots", "Memory slots", labels=("vm",))
     for machine in machines:
-        kicks.add_metric((machine.id,), machine.kick_id)
-        drains.add_metric((machine.id,), machine.drained_ns / 1e9)
-        holds.add_metric((machine.id,), machine.vm.variant.holds)
+        kicks.add_metric((machine.id,), machine.window.kick_id)
+        drains.add_metric((machine.id,), machine.window.drained_ns / 1e9)
+        holds.add_metric((machine.id,), machine.vm.variant.open_windows)
         memory.add_metric((machine.id,), machine.memory.allocated)
         slots.add_metric((machine.id,), len(machine.vm.memslots.slots))
     yield from (kicks, drains, holds, memory, slots)

@@ -7,19 +7,20 @@ it is, both tasks of the stream are over when ``__call__`` returns.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.context import TheContext, TheMachine, context_of
-from app.api.hub import NDJSON, SSE, Hub, Sleeper, View, Wire
-from app.api.operations import ROOT, STREAM, VCPU, VM, Operations
-from app.api.schemas import VcpuId
-from app.runtime.events import to_json
-from app.runtime.machine import Machine
+from kickstand.api.context import TheContext, TheMachine, context_of
+from kickstand.api.edge.replies import written
+from kickstand.api.hub import NDJSON, SSE, Hub, Sleeper, View, Wire
+from kickstand.api.operations import ROOT, STREAM, VCPU, VM, Operations
+from kickstand.api.shapes.values import VcpuId
+from kickstand.runtime.events import to_json
+from kickstand.runtime.machine import Machine
 
 ABORT = "kickstand.abort"  # ASGI extension of our server: drop the connection, whatever is still buffered
 
@@ -39,7 +40,8 @@ Resume = Annotated[str | None, Depends(_resume)]
 class Stream:
     """What one client has been told so far, and what comes next.
 
-    ``describe`` gives the state for a snapshot; ``gone`` says that there is nothing left to report about.
+    ``describe`` gives the state for a snapshot, as it is when it is called, with iterators for what is long; ``gone``
+    says that there is nothing left to report about.
     """
 
     def __init__(
@@ -52,16 +54,16 @@ class Stream:
         self.gone = gone
         self.seq = 0
 
-    def opening(self, resume: str | None) -> bytes:
+    async def opening(self, resume: str | None) -> bytes:
         """The first bytes: nothing but the preamble for a client that can go on, else a snapshot."""
         if resume is None:
-            return self.wire.preamble() + self.snapshot()
+            return self.wire.preamble() + await self.snapshot()
         point = self.hub.resume_point(resume)
         if isinstance(point, int):
             self.seq = point
             return self.wire.preamble()
         snapshot = self.snapshot()
-        return self.wire.preamble() + self.gap({"reason": point, "after": resume[:64]}, self.seq) + snapshot
+        return self.wire.preamble() + self.gap({"reason": point, "after": resume[:64]}, self.seq) + await snapshot
 
     async def replay(self) -> AsyncIterator[bytes]:
         """What was kept since the client's last event, up to where the ring goes on; each hole is told.
@@ -81,29 +83,34 @@ class Stream:
             self.seq = past.records[-1].seq
             yield self.hub.join(self.view, self.wire, past.records)
         if holes:
-            yield self.snapshot()
+            yield await self.snapshot()
 
-    def snapshot(self) -> bytes:
-        """The whole state now; events go on from here."""
-        snapshot, self.seq = self.hub.snapshot(self.view, self.wire, self.seq, self._snapshot)
-        return snapshot
+    def snapshot(self) -> Awaitable[bytes]:
+        """The whole state now; events go on from here, however long it takes until it is encoded."""
+        snapshot, self.seq = self.hub.snapshot(self.view, self.wire, self.seq, self._take)
+        return asyncio.shield(snapshot)
 
-    def _snapshot(self) -> bytes:
+    def _take(self) -> Coroutine[Any, Any, bytes]:
         seq = self.hub.log.seq
-        return self._control("snapshot", self.describe(), seq, f"{self.hub.log.epoch}-{seq}")
+        return self._encoded("snapshot", self._told(self.describe(), seq), f"{self.hub.log.epoch}-{seq}")
+
+    async def _encoded(self, name: str, members: dict[str, Any], event_id: str) -> bytes:
+        return self.wire.event(name, event_id, await written(members)).encode()
 
     def gap(self, why: dict[str, Any], end: int) -> bytes:
         """Events up to ``end`` are missing. It has no id, so that a client that leaves now will learn of it again."""
         return self._control("gap", why, end, None)
 
-    def following(self) -> bytes:
+    async def following(self) -> bytes:
         """What has happened since, as far as one write goes."""
         seq = self.seq
         if self.hub.behind(seq):
             self.hub.gaps += 1
             snapshot = self.snapshot()
             count = self.hub.missed(self.view, seq, self.seq)
-            return self.gap({"reason": "slow", "count": count, "from": seq + 1, "to": self.seq}, self.seq) + snapshot
+            return (
+                self.gap({"reason": "slow", "count": count, "from": seq + 1, "to": self.seq}, self.seq) + await snapshot
+            )
         joined, self.seq = self.hub.chunk(self.view, self.wire, seq)
         return joined
 
@@ -118,8 +125,10 @@ class Stream:
         return self.hub.closed or self.gone()
 
     def _control(self, name: str, members: dict[str, Any], seq: int, event_id: str | None) -> bytes:
-        envelope = {"seq": seq, "vm": self.view.vm, "vcpu": self.view.vcpu, "t_ns": self.hub.log.elapsed_ns}
-        return self.wire.event(name, event_id, to_json(members | envelope)).encode()
+        return self.wire.event(name, event_id, to_json(self._told(members, seq))).encode()
+
+    def _told(self, members: dict[str, Any], seq: int) -> dict[str, Any]:
+        return members | {"seq": seq, "vm": self.view.vm, "vcpu": self.view.vcpu, "t_ns": self.hub.log.elapsed_ns}
 
 
 class EventStream(Response):
@@ -173,7 +182,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         sleeper = Sleeper(self.stream.hub)
         try:
-            await self._send(send, self.stream.opening(self.resume))
+            await self._send(send, await self.stream.opening(self.resume))
             async for past in self.stream.replay():
                 await self._send(send, past)
             await self._follow(send, sleeper)
@@ -187,12 +196,12 @@ class EventStream(Response):
         while True:
             await sleeper.wait(stream.seq, due)
             ending = stream.ending
-            data = stream.following()
+            data = await stream.following()
             if ending and stream.seq == stream.hub.log.seq:
                 await self._send(send, data + stream.bye(), more=False)
                 return
             if not data and loop.time() >= due:
-                data = stream.wire.heartbeat(stream.seq)
+                data = stream.wire.heartbeat(stream.seq, stream.hub.log.elapsed_ns)
             if data:
                 await self._send(send, data)
                 due = loop.time() + heartbeat_s
@@ -243,16 +252,16 @@ of_vcpu = Operations("events", *VCPU)
 async def stream_all(request: Request, context: TheContext, resume: Resume) -> Response:
     """Stream the events of every VM."""
     registry = context.registry
-    return _stream(request, resume, View(), lambda: {"epoch": registry.log.epoch, "vms": registry.describe()})
+    return _stream(
+        request, resume, View(), lambda: {"epoch": registry.log.epoch, "vms": iter(list(registry.describe()))}
+    )
 
 
 @of_vm.get("/events", answer=STREAM)
 async def stream_vm(request: Request, machine: TheMachine, resume: Resume) -> Response:
     """Stream the events of one VM."""
     view = View(machine.id)
-    return _stream(
-        request, resume, view, lambda: machine.describe() | {"locks": machine.locks()}, _gone(request, machine)
-    )
+    return _stream(request, resume, view, lambda: machine.shape() | {"locks": machine.locks()}, _gone(request, machine))
 
 
 @of_vcpu.get("/{id}/events", answer=STREAM)

@@ -1,1 +1,1 @@
-"""The client commands of ``kickstand``: equal to the API, and none of them loads the server."""
+"""What the command line runs: the client commands, the demo, the doctor, the program of `exec`."""

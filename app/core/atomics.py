@@ -29,6 +29,29 @@ def atomic(method: F) -> F:
     return method
 
 
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """How an operation uses memory if it is no locked instruction: see ``plain``."""
+
+    stores: tuple[str, ...] = ()
+    barrier: str | None = None
+
+
+def plain(*stores: str, barrier: str | None = None) -> Callable[[F], F]:
+    """Declare that an operation is plain loads, and plain stores to the fields named: x86 buffers these.
+
+    ``barrier`` is the full barrier that the kernel has there. An operation that is not declared is a locked instruction
+    or has a full barrier; so is a declared one where it changes anything but the fields named. Only an explorer that
+    models store buffers looks at this.
+    """
+
+    def mark(method: F) -> F:
+        method.plain = Plain(stores, barrier)  # type: ignore[attr-defined]  # a mark on a function object
+        return method
+
+    return mark
+
+
 class Shared:
     """An object that several threads use, and only through its atomic operations.
 
@@ -57,6 +80,10 @@ class Shared:
         if self.waiters:
             for wake in tuple(self.waiters.values()):
                 wake()
+
+    def stored(self) -> None:
+        """A plain store has reached memory, where that was not at once."""
+        self.changed()
 
     def changed_for(self, key: object) -> None:
         """Wake the one thread that waits under ``key``, where an operation knows whom it lets go on."""
@@ -155,14 +182,6 @@ class Mutex(Shared):
             raise
 
     @atomic
-    async def try_lock(self, tid: str) -> bool:
-        """``mutex_trylock``."""
-        if self.owner is not None:
-            return False
-        self.owner = tid
-        return True
-
-    @atomic
     async def lock_or_queue(self, tid: str) -> bool:
         """Take a free mutex, else stand in the queue; says which."""
         if self.owner is None:
@@ -217,11 +236,13 @@ class Task(Shared):
         self.signal = False
 
     @atomic
+    @plain("sleeping", barrier="set_current_state")
     async def set_interruptible(self) -> None:
         """``set_current_state(TASK_INTERRUPTIBLE)``: from now on a wake-up is not lost."""
         self.sleeping = True
 
     @atomic
+    @plain("sleeping")
     async def set_running(self) -> None:
         """``__set_current_state(TASK_RUNNING)``."""
         self.sleeping = False
@@ -248,6 +269,7 @@ class Task(Shared):
         self.changed()
 
     @atomic
+    @plain()
     async def signal_pending(self) -> bool:
         """``signal_pending(current)``."""
         return self.signal

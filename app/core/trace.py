@@ -10,8 +10,8 @@ from enum import StrEnum
 from typing import Protocol
 
 
-class Event(StrEnum):
-    """Event names. The first group are tracepoints of the kernel (system ``kvm``), the second are ours."""
+class Tracepoint(StrEnum):
+    """Names of events. The first group are tracepoints of the kernel (system ``kvm``), the second are ours."""
 
     KVM_ENTRY = "kvm_entry"
     KVM_EXIT = "kvm_exit"
@@ -46,8 +46,13 @@ class VcpuState(StrEnum):
 
 
 # The run loop's members by plain names: CPython 3.11 looks one up through its class as slowly as it runs a coroutine.
-KVM_ENTRY, KVM_EXIT, KVM_USERSPACE_EXIT = Event.KVM_ENTRY, Event.KVM_EXIT, Event.KVM_USERSPACE_EXIT
-KVM_KICK, VCPU_STATE, KVM_MMIO, KVM_PIO = Event.KVM_KICK, Event.VCPU_STATE, Event.KVM_MMIO, Event.KVM_PIO
+KVM_ENTRY, KVM_EXIT, KVM_USERSPACE_EXIT = Tracepoint.KVM_ENTRY, Tracepoint.KVM_EXIT, Tracepoint.KVM_USERSPACE_EXIT
+KVM_KICK, VCPU_STATE, KVM_MMIO, KVM_PIO = (
+    Tracepoint.KVM_KICK,
+    Tracepoint.VCPU_STATE,
+    Tracepoint.KVM_MMIO,
+    Tracepoint.KVM_PIO,
+)
 USER, WAITING, KERNEL, GUEST = VcpuState.USER, VcpuState.WAITING, VcpuState.KERNEL, VcpuState.GUEST
 EXITING, HALTED, BLOCKED = VcpuState.EXITING, VcpuState.HALTED, VcpuState.BLOCKED
 
@@ -63,8 +68,8 @@ STATE_CHANGES: Mapping[tuple[VcpuState, VcpuState], Fields] = {
 class Tracer(Protocol):
     """Receives events; ``vcpu`` is the id, or None for what concerns the whole VM. ``fields`` never change."""
 
-    def __call__(self, event: Event, vcpu: int | None, fields: Fields, /) -> object: ...
+    def __call__(self, event: Tracepoint, vcpu: int | None, fields: Fields, /) -> object: ...
 
 
-def no_trace(event: Event, vcpu: int | None, fields: Fields, /) -> None:
+def no_trace(event: Tracepoint, vcpu: int | None, fields: Fields, /) -> None:
     """Report nothing."""

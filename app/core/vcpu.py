@@ -1,160 +1,74 @@
-"""One vCPU, and KVM_RUN from the ioctl to the guest and back.
+"""The kernel's half of KVM_RUN: the loop that enters the guest or sleeps, and what an exit means.
 
-Function names and order are the kernel's (``kvm_main.c``, ``x86.c`` of v6.1); a step's result ``r`` is too:
-1 go round again, 0 leave to userspace with the exit in ``kvm_run``, negative leave with that errno.
+Function names and order are those of ``x86.c`` (v6.1); a step's result ``r`` is too: 1 go round again, 0 leave to
+userspace with the exit in ``kvm_run``, negative leave with that errno.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from functools import cache
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, get_args
 
-from app.core.arch import VcpuArch
-from app.core.atomics import Killed, Mutex, Task, preempt
-from app.core.errors import KvmError
-from app.core.guest import (
+from kickstand.core.arch.cpu.waiting import Waiting
+from kickstand.core.arch.irq.lapic import Lapic
+from kickstand.core.arch.kvm_arch import DISABLE_HLT
+from kickstand.core.atomics import preempt
+from kickstand.core.guest import Guest
+from kickstand.core.ioctls.events import EventIoctls
+from kickstand.core.kvm_main import EXIT
+from kickstand.core.run.exits import (
+    Access,
+    EoiExit,
     Exit,
     FaultExit,
-    Guest,
     HltExit,
+    HypercallExit,
     InterruptedExit,
     IoExit,
     MmioExit,
+    MsrExit,
     RetryExit,
+    RingFullExit,
     ShutdownExit,
+    TprAccessExit,
     UserExit,
 )
-from app.core.requests import IN_GUEST_MODE, KVM_REQ_UNBLOCK, Request, RequestBits, VcpuMode
-from app.core.run_page import KICKED, Cause, KvmRun, PageWrites, RunResult
-from app.core.trace import (
-    BLOCKED,
-    EXITING,
-    GUEST,
-    HALTED,
-    KERNEL,
-    KVM_ENTRY,
-    KVM_EXIT,
-    KVM_KICK,
-    KVM_MMIO,
-    KVM_PIO,
-    KVM_USERSPACE_EXIT,
-    NO_FIELDS,
-    STATE_CHANGES,
-    USER,
-    VCPU_STATE,
-    Event,
-    Fields,
-    VcpuState,
-)
-from app.core.uapi import ExitReason, MpState
-from app.core.watched import Watched
+from kickstand.core.run.run_page import KICKED, Cause
+from kickstand.core.shared.requests import KVM_REQ_UNBLOCK, Request
+from kickstand.core.trace import BLOCKED, EXITING, HALTED, KERNEL, KVM_EXIT, Fields, Tracepoint
+from kickstand.core.uapi import MpState
+from kickstand.core.wiring.in_kernel import InKernel
 
 if TYPE_CHECKING:
-    from app.core.vm import Vm
+    from kickstand.core.vm import Vm
 
-T = TypeVar("T")
-AGAIN, EXIT = 1, 0
-ACCESSES = (IoExit, MmioExit)  # exits that userspace completes
+AGAIN = 1
+ACCESSES = (IoExit, MmioExit, MsrExit, HypercallExit)  # exits that userspace completes
 EXIT_FIELDS: dict[type[Exit], Fields] = {
     kind: {"exit_reason": kind.__name__.removesuffix("Exit").lower()} for kind in get_args(Exit)
 }
 MP_RUNNABLE, MP_UNINITIALIZED, MP_HALTED = MpState.RUNNABLE, MpState.UNINITIALIZED, MpState.HALTED
-SENT: Fields = {"ipi": True}
 SLEPT: Fields = {"waited": True, "valid": True}
-VECTORS = 256
-SETTABLE_MP_STATES = (
-    MpState.RUNNABLE,
-    MpState.UNINITIALIZED,
-    MpState.INIT_RECEIVED,
-    MpState.HALTED,
-    MpState.SIPI_RECEIVED,
-    MpState.AP_RESET_HOLD,
-)
 
 
-class Vcpu:
-    """``struct kvm_vcpu``. Its thread calls ``run``; other threads reach it through requests and wake-ups."""
+class Vcpu(EventIoctls):
+    """A vCPU of the emulated kernel."""
 
     def __init__(self, vm: Vm, vcpu_id: int, mp_state: MpState) -> None:
-        share = vm.share
-        self.vm = vm
-        self.id = vcpu_id
-        self.tid = f"{vm.id}/cpu{vcpu_id}"
-        self.task: Task = share(Task(self.tid))
-        self.mutex: Mutex = share(Mutex())
-        self.requests: RequestBits = share(RequestBits())
-        self.mode: VcpuMode = share(VcpuMode())
-        self.arch: VcpuArch = share(VcpuArch(mp_state))
-        self.run_page: KvmRun = share(KvmRun())
-        self.watched = Watched()
-        self.guest: Guest = vm.make_guest(self)
+        super().__init__(vm, vcpu_id, mp_state, _lapic(vm, vcpu_id))
+        self._guest: Guest = vm.make_guest(self)
+        self.in_kernel: InKernel | None = None
+        if self.apic is not None:
+            self.in_kernel = InKernel(self, self._guest, self.apic, vm.interrupts)
+            if self._guest.handles_interrupts:
+                self._guest.set_special_registers({"apic_base": self.apic.base})
+            else:
+                self.apic.enable()
 
-    # -- the ioctl ---------------------------------------------------------------------------------------
-
-    async def run_from_userspace(self, tid: str | None = None, page: PageWrites | None = None) -> RunResult:
-        """KVM_RUN as a VMM calls it: with what the variant does in userspace before and after.
-
-        ``page`` is what the VMM writes into the shared page first. Result, errors and cancellation as ``run``.
-        """
-        half = self.vm.variant if self.vm.variant.has_userspace_half else None
-        if half and not await half.ioctl_begin(self.task, self):
-            await self.task.take_signal()
-            exit_reason, _ = await self.run_page.read()
-            return RunResult(-1, errno.EINTR, exit_reason, None, Cause.SIGNAL)
-        try:
-            result = await self.run(tid, page)
-        finally:
-            if half:
-                await half.ioctl_end(self.task, self)
-        if result.errno == errno.EINTR:
-            await self.task.take_signal()  # its handler runs on the way back to user mode
-            if half:
-                await half.eintr(self)
-        return result
-
-    async def run(self, tid: str | None = None, page: PageWrites | None = None) -> RunResult:
-        """KVM_RUN on behalf of thread ``tid`` (the vCPU's own by default): until the vCPU leaves it.
-
-        Answers 0 with an exit, or EINTR (kick, signal, immediate_exit), EAGAIN (a parked AP was poked),
-        EFAULT (slot without host memory). Raises ``KvmError`` EIO if the VM is dead. A killed thread gives
-        back everything it holds. Source: ``kvm_vcpu_ioctl``.
-        """
-        owner = tid or self.tid
-        if await self.vm.lifetime.is_dead():
-            raise KvmError(errno.EIO, "KVM_RUN", f"virtual machine {self.vm.id} is dead")
-        if not await self.mutex.lock_or_queue(owner):
-            await self.mutex.wait(owner)
-        try:
-            self.watched.cause = None
-            self.watched.counters.runs += 1
-            if page is not None:
-                await self.run_page.write(page)
-            r = await self.run_under_read_side()
-            exit_reason, exit = await self.run_page.read()
-            return self.leave_to_user(r, exit_reason, exit)
-        finally:
-            if page is not None and page.immediate_exit is not None:
-                await self.run_page.set_immediate_exit(False)
-            self.show(USER)
-            await self.mutex.unlock()
-
-    async def run_under_read_side(self) -> int:
-        """KVM_RUN between the variant's lock and unlock (in the patch: ``down_read``, ``up_read``)."""
-        held = await self.vm.variant.run_begin(self)
-        if held is None:
-            return self.interrupted_by(Cause.SIGNAL)
-        try:
-            self.show(KERNEL)
-            return await self.kvm_arch_vcpu_ioctl_run()
-        except Killed:
-            await self.mode.leave()
-            await self.task.set_running()
-            raise
-        finally:
-            await self.arch.srcu_read_unlock(self.vm.srcu)
-            await self.vm.variant.run_end(self, held)
+    @property
+    def guest(self) -> Guest:
+        """The engine that executes the instructions."""
+        return self._guest
 
     async def kvm_arch_vcpu_ioctl_run(self) -> int:
         """Everything before the loop: a parked AP, the access left from last time, ``immediate_exit``."""
@@ -178,6 +92,7 @@ class Vcpu:
         if await self.run_page.wants_immediate_exit():
             return self.interrupted_by(Cause.IMMEDIATE_EXIT)
         await self.arch.srcu_read_unlock(self.vm.srcu)
+        self.show(BLOCKED)
         await self.kvm_vcpu_block()
         await self.arch.srcu_read_lock(self.vm.srcu)
         if await self.requests.test(Request.VM_DEAD):
@@ -187,7 +102,7 @@ class Vcpu:
             return await self.exit_by_signal()
         return -errno.EAGAIN
 
-    async def complete_userspace_io(self, pending: IoExit | MmioExit) -> int:
+    async def complete_userspace_io(self, pending: Access) -> int:
         """Finish the access userspace was asked to do; may touch guest memory or ask again (``r`` 0)."""
         reply = await self.run_page.take_reply()
         exit = await self.guest.complete(self, pending, reply)
@@ -221,9 +136,14 @@ class Vcpu:
             r = await self.service_requests()
             if r <= EXIT:
                 return r
-        _, nmi, interrupt = await self.arch.events()
-        if nmi or interrupt:
-            await self.inject_events(nmi=nmi, interrupt=interrupt)
+        if self.dirty_ring is not None and self.dirty_ring.soft_full:
+            await self.run_page.fill(RingFullExit())
+            return EXIT
+        _, nmi, waiting = await self.arch.events()
+        if nmi or waiting:
+            await self.inject_events(waiting, nmi=nmi)
+        if self.in_kernel is not None:
+            await self.in_kernel.task_priority.show()
         # Order matters: the mode is visible before the requests are read again, so a kicker is either
         # seen here or sees IN_GUEST_MODE and sends the IPI.
         await self.mode.enter()
@@ -237,6 +157,8 @@ class Vcpu:
         self.show(EXITING if type(exit) is InterruptedExit else KERNEL)
         await self.mode.leave()
         await self.arch.srcu_read_lock(self.vm.srcu)
+        if self.in_kernel is not None:
+            await self.in_kernel.task_priority.follow()
         return await self.handle_exit(exit)
 
     async def service_requests(self) -> int:
@@ -249,12 +171,29 @@ class Vcpu:
         if await self.requests.check(Request.TRIPLE_FAULT):
             return await self.handle_exit(ShutdownExit())
         await self.requests.check(Request.NMI)
+        if self.apic is not None:
+            told = await self._exit_of_apic()
+            if told is not None:
+                await self.run_page.fill(told)
+                return EXIT
         if await self.requests.check(Request.EVENT):
             await self.accept_init_sipi()
             mp_state = await self.arch.get_mp_state()
             if mp_state is MpState.INIT_RECEIVED:
                 return AGAIN
         return AGAIN
+
+    async def _exit_of_apic(self) -> UserExit | None:
+        """What userspace wants to know of the APIC."""
+        if await self.requests.check(Request.REPORT_TPR_ACCESS):
+            access = await self.arch.take_tpr_access()
+            if access is not None:
+                return TprAccessExit(*access)
+        if await self.requests.check(Request.IOAPIC_EOI_EXIT):
+            vector = await self.arch.take_eoi_exit()
+            if vector is not None:
+                return EoiExit(vector)
+        return None
 
     async def exit_request(self) -> bool:
         """``kvm_vcpu_exit_request``: something came between the checks and IN_GUEST_MODE."""
@@ -263,22 +202,47 @@ class Vcpu:
     async def handle_exit(self, exit: Exit) -> int:
         """What an exit of the guest means: back into it (1), to userspace (0), or an errno."""
         self.vm.trace(KVM_EXIT, self.id, EXIT_FIELDS[type(exit)])
+        if self.in_kernel is not None:
+            left = await self.in_kernel.answered(self, exit)
+            if left is None:
+                return AGAIN
+            exit = left
+        if self.vm.arch.coalesced.zones and isinstance(exit, IoExit | MmioExit):
+            left = await self._coalesced(exit)
+            if left is None:
+                return AGAIN
+            exit = left
         if isinstance(exit, InterruptedExit):
             self.watched.counters.request_irq_exits += 1
             return AGAIN
         if isinstance(exit, ACCESSES):
-            self._trace_access(exit)
+            self.trace_access(exit)
             await self.arch.expect_completion(exit)
         elif isinstance(exit, RetryExit):
             self.watched.counters.faults_retried += 1
             return AGAIN
         elif isinstance(exit, FaultExit):
             return -errno.EFAULT
-        elif isinstance(exit, HltExit) and self.vm.irqchip:
+        elif isinstance(exit, HltExit) and (self.vm.irqchip or self.vm.arch.disabled_exits & DISABLE_HLT):
             await self.arch.set_mp_state(MP_HALTED)
             return AGAIN
         await self.run_page.fill(exit)
         return EXIT
+
+    async def _coalesced(self, exit: Exit) -> Exit | None:
+        """What is left of an exit once its writes have been noted in the ring: None if the guest can go on."""
+        while isinstance(exit, IoExit | MmioExit) and self._noted(exit):
+            further = await self.guest.complete(self, exit, b"") or self.guest.next_element()
+            if further is None:
+                return None
+            exit = further
+        return exit
+
+    def _noted(self, exit: IoExit | MmioExit) -> bool:
+        take = self.vm.arch.coalesced.take
+        if isinstance(exit, MmioExit):
+            return exit.is_write and take(exit.phys_addr, exit.data, 0)
+        return exit.direction == "out" and exit.count == 1 and take(exit.port, exit.data, 1)
 
     # -- sleeping ----------------------------------------------------------------------------------------
 
@@ -286,7 +250,11 @@ class Vcpu:
         """``vcpu_block``: HALTED or waiting for SIPI. A vCPU woken without an event keeps its mp_state."""
         if not await self.has_events():
             await self.arch.srcu_read_unlock(self.vm.srcu)
-            await self.kvm_vcpu_block()
+            if await self.arch.get_mp_state() is MP_HALTED:
+                await self.kvm_vcpu_halt()
+            else:
+                self.show(BLOCKED)
+                await self.kvm_vcpu_block()
             await self.arch.srcu_read_lock(self.vm.srcu)
             # KVM itself leaves a halted vCPU of a dead VM asleep until a signal comes; here it ends with EIO.
             if await self.requests.test(Request.VM_DEAD):
@@ -299,11 +267,14 @@ class Vcpu:
             await self.arch.set_mp_state(MP_RUNNABLE)
         return AGAIN
 
+    async def kvm_vcpu_halt(self) -> None:
+        """``kvm_vcpu_halt``: the sleep of a vCPU whose guest executed HLT (the core has no clock, so no polling)."""
+        self.watched.counters.halts += 1
+        self.show(HALTED)
+        await self.kvm_vcpu_block()
+
     async def kvm_vcpu_block(self) -> None:
         """``kvm_vcpu_block``: sleep until ``check_block`` has a reason not to."""
-        halted = await self.arch.get_mp_state() is MP_HALTED
-        self.watched.counters.halts += halted
-        self.show(HALTED if halted else BLOCKED)
         while True:
             await self.task.set_interruptible()
             if await self.check_block():
@@ -311,7 +282,7 @@ class Vcpu:
             await self.task.schedule()
         await self.task.set_running()
         self.show(KERNEL)
-        self.vm.trace(Event.KVM_VCPU_WAKEUP, self.id, SLEPT)
+        self.vm.trace(Tracepoint.KVM_VCPU_WAKEUP, self.id, SLEPT)
 
     async def check_block(self) -> bool:
         """``kvm_vcpu_check_block``: an event, a signal, an UNBLOCK, or (the patch) a kick ends the sleep."""
@@ -325,26 +296,40 @@ class Vcpu:
 
     async def has_events(self) -> bool:
         """``kvm_vcpu_has_events``: INIT, a SIPI that is awaited, an NMI, an interrupt the guest would take."""
-        starting, nmi, interrupt = await self.arch.events()
-        return starting or nmi or (interrupt and self.guest.interrupts_allowed())
+        starting, nmi, waiting = await self.arch.events()
+        return starting or nmi or bool(waiting and self.guest.interrupts_allowed())
 
     # -- events ------------------------------------------------------------------------------------------
 
-    async def inject_events(self, *, nmi: bool, interrupt: bool) -> None:
-        """Hand pending events to the guest: an NMI, then the highest interrupt if the guest takes one now."""
+    async def inject_events(self, waiting: Waiting, *, nmi: bool) -> None:
+        """Hand pending events to the guest: an NMI, then the highest interrupt if the guest takes one now.
+
+        One that was handed over before an entry that did not come about goes first; a second would replace it.
+        """
         if nmi and await self.arch.take_nmi():
             self.guest.nmi()
-        if interrupt and self.guest.interrupts_allowed():
-            vector = await self.arch.take_vector()
+        if waiting and not self.guest.event_waits and self.guest.interrupts_allowed():
+            vector = await self._take_vector(waiting)
             if vector is not None:
                 self.guest.interrupt(vector)
-                self.vm.trace(Event.KVM_INJ_VIRQ, self.id, {"vector": vector})
+                self.vm.trace(Tracepoint.KVM_INJ_VIRQ, self.id, {"vector": vector})
 
-    async def accept_init_sipi(self) -> None:
-        """INIT and SIPI change the mp_state; a SIPI also says where the guest starts."""
-        vector = await self.arch.accept_init_sipi()
-        if vector is not None:
-            self.guest.start_at(vector)
+    async def _take_vector(self, waiting: Waiting) -> int | None:
+        """``kvm_cpu_get_interrupt``: from the 8259 pair or from the APIC."""
+        over = not self.guest.handles_interrupts
+        if waiting is Waiting.EXTINT:
+            return await self.vm.interrupts.acknowledge(self, over=over)
+        vector = await self.arch.take_vector()
+        if over:
+            await self.vm.interrupts.affect(self, await self.arch.end_of_interrupt())
+        return vector
+
+    async def wants_interrupt_window(self) -> bool:
+        """Somebody waits for it: with an irqchip in the kernel an interrupt, else userspace."""
+        if not self.vm.irqchip:
+            return await self.run_page.wants_interrupt_window()
+        _, _, waiting = await self.arch.events()
+        return bool(waiting)
 
     async def interrupt_window_open(self) -> bool:
         """Userspace without an in-kernel irqchip asked to be told when it can inject; now it can."""
@@ -356,135 +341,6 @@ class Vcpu:
         await self.run_page.fill(exit)
         return True
 
-    async def with_mutex(self, body: Callable[[], T], tid: str) -> T:
-        """Run ``body`` as a vCPU ioctl other than KVM_RUN: it waits until KVM_RUN has left (``vcpu->mutex``)."""
-        await self.vm.check_alive("vcpu ioctl")
-        await self.mutex.lock(tid)
-        try:
-            return body()
-        finally:
-            await self.mutex.unlock()
 
-    async def set_mp_state(self, mp_state: MpState, tid: str) -> None:
-        """KVM_SET_MP_STATE. EINVAL: a state x86 does not know, or any but RUNNABLE without an in-kernel irqchip."""
-        if mp_state not in SETTABLE_MP_STATES or (mp_state is not MpState.RUNNABLE and not self.vm.irqchip):
-            raise KvmError(errno.EINVAL, "KVM_SET_MP_STATE", f"{mp_state.name} cannot be set here", field="mp_state")
-        await self.mutex.lock(tid)
-        try:
-            await self.arch.set_mp_state(mp_state)
-            await self.requests.make(Request.EVENT)
-        finally:
-            await self.mutex.unlock()
-
-    async def interrupt(self, vector: int, tid: str) -> None:
-        """KVM_INTERRUPT. EINVAL: ``vector`` not below 256; ENXIO: the irqchip is in the kernel."""
-        if not 0 <= vector < VECTORS:
-            raise KvmError(errno.EINVAL, "KVM_INTERRUPT", f"vector {vector} is not below {VECTORS}", field="vector")
-        if self.vm.irqchip:
-            raise KvmError(errno.ENXIO, "KVM_INTERRUPT", "the interrupt controller is in the kernel")
-        await self.with_mutex(lambda: self.guest.interrupt(vector), tid)
-
-    async def inject_nmi(self, tid: str) -> None:
-        """KVM_NMI."""
-        await self.mutex.lock(tid)
-        try:
-            await self.arch.queue_nmi()
-            await self.requests.make(Request.NMI)
-        finally:
-            await self.mutex.unlock()
-
-    # -- other threads -----------------------------------------------------------------------------------
-
-    async def wake_up(self) -> bool:
-        """``kvm_vcpu_wake_up``: true only if the vCPU slept."""
-        woke = await self.task.wake_up()
-        self.watched.counters.halt_wakeups += woke
-        return woke
-
-    async def send_ipi(self) -> None:
-        """Interrupt the CPU this vCPU runs on."""
-        await self.mode.send_ipi()
-        self.ipi_sent()
-
-    def ipi_sent(self) -> None:
-        """Report it; an engine on a thread of its own is told to stop."""
-        self.vm.trace(KVM_KICK, self.id, SENT)
-        self.guest.kick()
-
-    async def kick(self) -> None:
-        """``kvm_vcpu_kick``: wake it if it sleeps, else interrupt it if it is in guest mode; never waits."""
-        if await self.wake_up():
-            return
-        if await self.mode.exiting() is IN_GUEST_MODE:
-            await self.send_ipi()
-
-    async def send_signal(self) -> None:
-        """A signal to this vCPU's thread: it is pending, a sleep ends, a running guest is interrupted."""
-        await self.task.send_signal()
-        await self.send_ipi()
-
-    # -- results -----------------------------------------------------------------------------------------
-
-    async def exit_by_signal(self) -> int:
-        """Leave KVM_RUN because a signal is pending: exit_reason INTR, unlike a kick."""
-        await self.run_page.interrupted()
-        self.watched.counters.signal_exits += 1
-        return self.interrupted_by(Cause.SIGNAL)
-
-    def interrupted_by(self, cause: Cause) -> int:
-        """Note the cause for watchers; ``-EINTR``."""
-        self.watched.cause = cause
-        return -errno.EINTR
-
-    def entered(self) -> None:
-        """Count and report a guest entry."""
-        watched = self.watched
-        watched.counters.entries += 1
-        watched.entered_since_eintr = True
-        self.vm.trace(KVM_ENTRY, self.id, NO_FIELDS)
-        self.show(GUEST)
-
-    def show(self, state: VcpuState) -> None:
-        """Report a change of the visible state."""
-        watched = self.watched
-        old = watched.state
-        if state is not old:
-            watched.state = state
-            self.vm.trace(VCPU_STATE, self.id, STATE_CHANGES[old, state])
-
-    def leave_to_user(self, r: int, exit_reason: ExitReason, exit: UserExit | None) -> RunResult:
-        """Shape what userspace sees of ``r`` and of the shared page."""
-        counters = self.watched.counters
-        if r == EXIT:
-            counters.exits += 1
-            counters.mmio += isinstance(exit, MmioExit)
-            counters.pio += isinstance(exit, IoExit)
-        elif r == -errno.EINTR:
-            counters.eintr += 1
-            counters.spins += not self.watched.entered_since_eintr
-            self.watched.entered_since_eintr = False
-        elif r == -errno.EIO:
-            raise KvmError(errno.EIO, "KVM_RUN", f"virtual machine {self.vm.id} is dead")
-        self.vm.trace(KVM_USERSPACE_EXIT, self.id, _left_with(exit_reason, -r))
-        if r == EXIT:
-            return RunResult(0, None, exit_reason, exit, None)
-        return _left_without_exit(-r, exit_reason, self.watched.cause if r == -errno.EINTR else None)
-
-    def _trace_access(self, exit: IoExit | MmioExit) -> None:
-        if isinstance(exit, MmioExit):
-            kind = "write" if exit.is_write else "unsatisfied-read"
-            mmio = {"type": kind, "len": exit.len, "gpa": hex(exit.phys_addr), "val": exit.data.hex()}
-            self.vm.trace(KVM_MMIO, self.id, mmio)
-        else:
-            pio = {"rw": exit.direction, "port": exit.port, "size": exit.size, "count": exit.count}
-            self.vm.trace(KVM_PIO, self.id, {**pio, "val": exit.data.hex()})
-
-
-@cache
-def _left_without_exit(errno: int, exit_reason: ExitReason, cause: Cause | None) -> RunResult:
-    return RunResult(-1, errno, exit_reason, None, cause)
-
-
-@cache
-def _left_with(exit_reason: ExitReason, errno: int) -> Fields:
-    return {"reason": exit_reason.kernel_name, "errno": errno}
+def _lapic(vm: Vm, vcpu_id: int) -> Lapic | None:
+    return Lapic(vcpu_id, boot=vcpu_id == vm.arch.boot_vcpu_id, arch=vm.arch) if vm.irqchip else None

@@ -1,17 +1,17 @@
 /** What a kick does, what the states are, and which keys there are. */
 
-import { el } from "./dom.js";
-import { SETTING } from "./keys.js";
-import { STATES, glyph } from "./states.js";
+import { STATES, glyph } from "./model/states.js";
+import { el } from "./page/dom.js";
+import { SETTING } from "./page/settings.js";
 
 /** @returns {HTMLDialogElement} */
 export function help() {
   const on = el("input", { type: "checkbox", onchange: () => localStorage.setItem(SETTING, on.checked ? "on" : "off") });
   on.checked = localStorage.getItem(SETTING) !== "off";
-  const keys = [["k", "kick the VM"], ["r", "resume it"], ["/", "go to the filter"], ["1 – 9", "open a view"], ["?", "this help"],
-    ["← →", "timeline: one step back or on"], ["+ −", "timeline: zoom"], ["space", "timeline: pause the view; the VM goes on"], ["arrows", "fleet: choose a vCPU"]];
+  const keys = [["k", "kick the VM"], ["r", "resume it"], ["/", "go to the filter"], ["1 – 5", "open a view"], ["w", "open the warnings"], ["?", "this help"],
+    ["← →", "timeline: one step back or on"], ["+ −", "timeline: zoom"], ["space", "timeline: pause the view; the VM goes on"], ["arrows", "vCPUs: choose one; explorer: step through the counterexample"]];
   const dialog = el("dialog", { "aria-labelledby": "help-title" },
-    el("h2", { id: "help-title" }, "Help"),
+    el("h2", { id: "help-title", tabindex: -1 }, "Help"),
     el("h3", {}, "What a kick does"),
     el("ol", {},
       el("li", {}, "KVM_KICK_ALL_RUNNING_VCPUS sets the request bit KVM_REQ_USERSPACE_KICK on every vCPU and interrupts those in guest mode (an IPI); sleepers wake."),

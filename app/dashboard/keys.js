@@ -1,9 +1,8 @@
 /** The keyboard. Single keys do nothing while a field has the focus, and can be turned off. */
 
-import { el } from "./dom.js";
+import { el } from "./page/dom.js";
+import { SETTING } from "./page/settings.js";
 import { VIEWS } from "./views/index.js";
-
-export const SETTING = "kickstand-keys";
 
 export function install(app) {
   let dialog = null;
@@ -20,7 +19,10 @@ export function install(app) {
   async function help() {
     const { help: make } = await import("./help.js");
     dialog ??= document.body.appendChild(make());
-    if (!dialog.open) dialog.showModal();
+    if (dialog.open) return;
+    dialog.showModal();
+    dialog.querySelector("h2")?.focus(); // the browser's choice, a field below, would scroll the top away
+    dialog.scrollTop = 0;
   }
 
   function act(key) {
@@ -28,6 +30,8 @@ export function install(app) {
     else if (key === "r") void app.runner.run("resume");
     else if (key === "?") void help();
     else if (key === "/") return focusFilter(app);
+    else if (key === "w") app.open("warnings");
+    else if (key === "ArrowRight" || key === "ArrowLeft") return document.querySelector(".counterexample:not([hidden])")?.dispatchEvent(new KeyboardEvent("keydown", { key, cancelable: true })) === false;
     else if (/^[1-9]$/.test(key) && VIEWS[Number(key) - 1]) app.open(VIEWS[Number(key) - 1].name);
     else return false;
     return true;
@@ -41,7 +45,7 @@ function writing(target) {
 /** Go to the filter of this view, or to the table's. */
 function focusFilter(app) {
   const here = document.querySelector("#main input[type=search]");
-  if (!here) app.open("table");
+  if (!here) app.open("vcpus", { as: "table" });
   /** @type {HTMLElement|null} */ (document.querySelector("#main input[type=search]"))?.focus();
   return true;
 }

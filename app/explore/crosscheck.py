@@ -1,4 +1,4 @@
-"""``python -m app.explore.crosscheck``: verdicts with and without each reduction have to be the same.
+"""``python -m kickstand.explore.crosscheck``: verdicts with and without each reduction have to be the same.
 
 Every cell is decided three times: with everything, without partial order reduction, and (``--unmerged``) with
 every operation of every thread a step of its own. Exit status 1 if two of them differ in a verdict, or in the
@@ -10,22 +10,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-from app.core.variants import variants
-from app.explore.decide import MAX_STATES, Decision
-from app.explore.properties import PROPERTIES
-from app.explore.scenarios import SCENARIOS, scenario
-from app.explore.world import BEHAVIOURS
+from kickstand.explore.decide import MAX_STATES, Decision, Effort
+from kickstand.explore.question import Question
+from kickstand.explore.search.properties import PROPERTIES
+from kickstand.explore.world.cell import BEHAVIOURS, Cell
+from kickstand.explore.world.own import Protocol
+from kickstand.explore.world.scenarios import SCENARIOS
 
 Answer = dict[str, tuple[str, int | None]]
 
 
-def answer(
-    name: str, variant: str, behaviour: str, size: tuple[int, int], properties: Iterable[str], **how: object
-) -> Answer:
+def answer(cell: Cell | Protocol, properties: Iterable[str], effort: Effort) -> Answer:
     """Each property's verdict, and the length of its counterexample."""
-    decision = Decision(scenario(name, *size), variant, behaviour, size, **how)  # type: ignore[arg-type]
-    verdicts = decision.verdicts(properties)
+    verdicts = Decision(cell, effort).verdicts(properties)
     return {
         verdict.property: (
             verdict.verdict,
@@ -35,22 +34,13 @@ def answer(
     }
 
 
-def differences(
-    name: str,
-    variant: str,
-    behaviour: str,
-    size: tuple[int, int] = (1, 1),
-    properties: Iterable[str] = tuple(PROPERTIES),
-    *,
-    unmerged: bool = False,
-    max_states: int = MAX_STATES,
-) -> Iterator[str]:
+def differences(question: Question, *, unmerged: bool = False) -> Iterator[str]:
     """Compare the searches of one cell; nothing is said about what one of them could not decide."""
-    cell = (name, variant, behaviour, size, tuple(properties))
-    full = answer(*cell, learn=None, max_states=max_states)
-    others = {"reduced": answer(*cell, learn=1, max_states=max_states)}
+    cell, effort, properties = question.cell(), question.effort(), question.properties or tuple(PROPERTIES)
+    full = answer(cell, properties, replace(effort, learn=None))
+    others = {"reduced": answer(cell, properties, replace(effort, learn=1))}
     if unmerged:
-        others["unmerged"] = answer(*cell, merge=False, max_states=max_states)
+        others["unmerged"] = answer(cell, properties, replace(effort, merge=False))
     for how, other in others.items():
         for prop, (verdict, steps) in full.items():
             there, length = other[prop]
@@ -64,7 +54,7 @@ def differences(
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare the cells that the options name; all variants, both behaviours."""
-    parser = argparse.ArgumentParser(prog="python -m app.explore.crosscheck", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m kickstand.explore.crosscheck", description=__doc__)
     parser.add_argument("--scenario", action="append", choices=SCENARIOS)
     parser.add_argument("--variant", action="append")
     parser.add_argument("--behaviour", action="append", choices=BEHAVIOURS)
@@ -76,23 +66,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     count = different = 0
     for name in options.scenario or ["merge"]:
-        for variant in options.variant or variants():
-            for behaviour in options.behaviour or BEHAVIOURS:
-                size = (options.vcpus, options.vmms)
-                found = list(
-                    differences(
-                        name,
-                        variant,
-                        behaviour,
-                        size,
-                        options.property or PROPERTIES,
-                        unmerged=options.unmerged,
-                        max_states=options.max_states,
-                    )
-                )
-                count += 1
-                different += bool(found)
-                print(f"{name} {variant} {behaviour}: {'; '.join(found) or 'the same'}", flush=True)
+        question = Question(
+            name,
+            tuple(options.variant or ()),
+            tuple(options.behaviour or ()),
+            (options.vcpus,),
+            options.vmms,
+            tuple(options.property or ()),
+            max_states=options.max_states,
+        )
+        for cell in question.split():
+            found = list(differences(cell, unmerged=options.unmerged))
+            count += 1
+            different += bool(found)
+            print(f"{cell.describe()}: {'; '.join(found) or 'the same'}", flush=True)
     print(f"{count} cells, {different} differ")
     return int(different > 0)
 

@@ -4,56 +4,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
-from app.core.variants import Variant, variant
-from app.explore.busy import Busy, bounded_busy
-from app.explore.columns import as_json, as_perfetto, columns, seen
-from app.explore.knowledge import Cell, Knowledge
-from app.explore.liveness import Lasso, TooLargeError, decide
-from app.explore.model import Model, Renew
-from app.explore.paths import Path, to_hit, to_lasso
-from app.explore.properties import LIVENESS, PROPERTIES, SAFETY
-from app.explore.reduction import Outdated, Reduction
-from app.explore.replay import Told, replay
-from app.explore.sampling import LENGTH, RUNS, Sampler
-from app.explore.scenarios import Scenario
-from app.explore.search import Hit, Progress, Search
-from app.explore.tables import Tables, TooWideError, Widths
-from app.explore.tokens import Schedule, encode
-from app.explore.trail import Tracer, Trail
+from kickstand.explore.evidence.counterexample import Counterexample, Fallen, explain
+from kickstand.explore.evidence.paths import to_busy, to_hit, to_lasso, to_lost, to_stretch
+from kickstand.explore.learn.knowledge import Knowledge, Ways
+from kickstand.explore.learn.model import Model, Renew
+from kickstand.explore.search.properties import LIVENESS, SAFETY, property_of
+from kickstand.explore.search.reduction import Outdated, Reduction
+from kickstand.explore.search.sampling import LENGTH, RUNS, Sampler
+from kickstand.explore.search.states import ASSERTION, Hit, Progress, Search
+from kickstand.explore.search.tables import Tables, TooWideError, Widths
+from kickstand.explore.search.whole_runs.busy import Busy, bounded_busy
+from kickstand.explore.search.whole_runs.cycles import Lasso, TooLargeError, decide, forsaken
+from kickstand.explore.search.whole_runs.stretches import RULES, Stretch, find
+from kickstand.explore.search.whole_runs.wakeups import LOOKED_AT, Lost, lost_wakeup
+from kickstand.explore.world.cell import Cell
+from kickstand.explore.world.own import Protocol
+from kickstand.explore.world.stores import SC
 
-MAX_STATES = 64_000_000
+MAX_STATES = 160_000_000
 LEARN = 200_000  # states after which a search is large enough to be worth reducing
 AHEAD = (4_000, 400)  # and how many further states a level it looks at, for how many levels, to know what there is
 EXACT = 4_000_000  # states within which a loop is sought again without reduction, for the shortest way to it
-REPORT = Callable[[Progress], None]
+LOST_WAKEUP = "lost_wakeup"
+UNASKED = (ASSERTION, LOST_WAKEUP)  # what makes every other answer worthless is looked for in any case
+Fault = Hit | Lasso | Stretch
+Report = Callable[[Progress], None]
 
 
-@dataclass(slots=True)
-class Counterexample:
-    """A violation, confirmed on the shipped runtime."""
+class Answer(StrEnum):
+    """What can be said of a property in a cell."""
 
-    trail: Trail
-    schedule: Schedule
-    token: str
-    names: list[str]
-    verdict: str
-    scenario: Scenario
-    told: list[Told]
-
-    def text(self) -> str:
-        """The columns."""
-        return columns(self.trail, self.names, self.verdict)
-
-    def json(self) -> dict[str, Any]:
-        """Steps as data."""
-        return as_json(self.trail, self.names, self.verdict) | seen(self.trail, self.scenario, self.told)
-
-    def perfetto(self) -> dict[str, Any]:
-        """Steps as Chrome trace events."""
-        return as_perfetto(self.trail, self.names, self.verdict)
+    HOLDS = "holds"  # in every run
+    VIOLATED = "violated"
+    UNDECIDED = "undecided"  # a bound was met
+    VACUOUS = "vacuous"  # in every run, and what it is about never occurs
 
 
 @dataclass(slots=True)
@@ -66,14 +54,15 @@ class Verdict:
     vcpus: int
     vmms: int
     property: str
-    verdict: str  # holds, violated, undecided
+    verdict: Answer
     states: int
     transitions: int
     seconds: float
     fairness: str
     bound: str | None = None
     counterexample: Counterexample | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    memory: str = SC
+    any_number: dict[str, Any] | None = None  # whether it is so for every number of vCPUs, where that was asked
 
     def json(self) -> dict[str, Any]:
         """The cell as ``--json`` prints it."""
@@ -93,54 +82,53 @@ class Verdict:
             "fairness": self.fairness,
             "token": found.token if found else None,
         }
+        if self.memory != SC:
+            cell["memory"] = self.memory
         if self.bound is not None:
             cell["bound"] = self.bound
+        if self.any_number is not None:
+            cell["any_number"] = self.any_number
         if found is not None:
             cell["counterexample"] = found.json()
         return cell
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How a cell is searched, and how far; ``merge`` and ``learn`` turn reductions off, for comparison."""
+
+    strategy: str = "states"
+    max_states: int = MAX_STATES
+    seed: int = 0
+    workers: int = 1  # that share the search, if it is large
+    merge: bool = True  # operations that nobody else can notice are run with the visible one before them
+    learn: int | None = LEARN  # None: no partial order reduction
 
 
 class Decision:
     """The search of one cell, and what is concluded from it."""
 
     def __init__(
-        self,
-        scenario: Scenario,
-        kind: str | type[Variant],
-        behaviour: str,
-        size: tuple[int, int],
-        *,
-        max_states: int = MAX_STATES,
-        merge: bool = True,
-        learn: int | None = LEARN,
-        report: REPORT | None = None,
-        strategy: str = "states",
-        seed: int = 0,
-        workers: int = 1,
+        self, cell: Cell | Protocol, effort: Effort = Effort(), report: Report | None = None, ways: Ways | None = None
     ) -> None:
-        self.scenario = scenario
-        self.kind = variant(kind) if isinstance(kind, str) else kind
-        self.behaviour = behaviour
-        self.size = size
-        self.max_states = max_states
-        self.merge = merge
-        self.learn = learn if merge else None  # None: no reduction
+        self.cell = cell
+        self.effort = effort
+        self.learn = effort.learn if effort.merge and not isinstance(cell, Protocol) else None
+        self.max_states = effort.max_states
         self.report = report
-        self.strategy = strategy
-        self.seed = seed
-        self.workers = workers
-        self.knowledge = Knowledge(Cell(scenario, self.kind, behaviour))
+        self.knowledge = Knowledge(cell, ways)
         self.bound: str | None = None
         self.bits: list[int] = []
         self.exact_hits: Search | None = None
         self.exact_loops: Search | None = None
+        self.occurred: tuple[int, int] | None = None
 
     def verdicts(self, properties: Iterable[str]) -> list[Verdict]:
         """Decide each property, in the order given."""
         wanted = list(properties)
         started = time.perf_counter()
         try:
-            if self.strategy != "states":
+            if self.effort.strategy != "states":
                 return self._sample(wanted, started)
             while True:
                 try:
@@ -150,51 +138,72 @@ class Decision:
                 except OverflowError:
                     self._widen()
                 except TooWideError as error:
-                    return [self._verdict(name, "undecided", 0, 0, started, str(error)) for name in wanted]
+                    return [self._verdict(name, Answer.UNDECIDED, 0, 0, started, str(error)) for name in wanted]
         finally:
             self.knowledge.close()
 
+    def explored(self) -> Search:
+        """All states, whatever falls. Raises ``TooWideError``; where a bound is met, the result says so."""
+        while True:
+            try:
+                self.search = self._search(list(LIVENESS))  # nothing falls on the way
+            except Renew:
+                self.bits = []
+            except OverflowError:
+                self._widen()
+            else:
+                return self.search
+
     def _conclude(self, wanted: list[str], started: float) -> list[Verdict]:
         """Search and decide. ``Renew``, ``OverflowError``: to be done again."""
-        self.exact_hits = self.exact_loops = None
+        self.exact_hits = self.exact_loops = self.occurred = None
         self.search = self._search(wanted)
         self.bound = self.search.result.bound
-        return [self._decide(name, started) for name in wanted]
+        if self.bound is None and self.model.runaway:
+            self.bound = "a count falls below zero (balance), and runs are not followed from there"
+        verdicts = [self._decide(name, started) for name in wanted]
+        for name in UNASKED:
+            if name not in wanted:
+                found = self._decide(name, started)
+                verdicts += [found] if found.verdict is Answer.VIOLATED else []
+        return verdicts
 
     def _sample(self, wanted: list[str], started: float) -> list[Verdict]:
         """Verdicts of random schedules: violated, or undecided."""
         while True:
-            self.model = Model(self.knowledge, merge=self.merge)
-            sampler = Sampler(self.model, self.strategy, self.seed, {name for name in wanted if name in SAFETY})
+            self.model = Model(self.knowledge, merge=self.effort.merge)
+            sampler = Sampler(
+                self.model, self.effort.strategy, self.effort.seed, {name for name in wanted if name in SAFETY}
+            )
             try:
                 sampler.run(self.max_states)
                 break
             except Renew:
                 continue
         self.widths = sampler.widths
-        bound = f"{self.strategy}: {RUNS} schedules of {LENGTH} steps prove nothing"
+        bound = f"{self.effort.strategy}: {RUNS} schedules of {LENGTH} steps prove nothing"
         verdicts = []
         for name in wanted:
             found = sampler.found.get(name)
-            kind = "violated" if found else "undecided"
+            kind = Answer.VIOLATED if found else Answer.UNDECIDED
             verdict = self._verdict(name, kind, len(sampler.states), sampler.steps, started, None if found else bound)
             if found is not None:
-                verdict.counterexample = self.explain(name, found.path, found.thread, stuck=name == "deadlock")
+                fallen = Fallen(name, found.thread, name == "deadlock")
+                verdict.counterexample = explain(self.model, self.widths, found.path, fallen)
             verdicts.append(verdict)
         return verdicts
 
     def _search(self, wanted: list[str]) -> Search:
         """Search in full as far as that is quick; what is larger is searched again with less."""
-        only_safety = all(name in SAFETY and name != "bounded_busy" for name in wanted)
         if not self.bits:
-            self.model = Model(self.knowledge, merge=self.merge)
+            self.model = Model(self.knowledge, merge=self.effort.merge)
             self.model.initial()
             self.bits = _first_widths(self.model)
         limit = self.max_states if self.learn is None else min(self.learn, self.max_states)
-        search = self._run(wanted, limit, until_decided=only_safety)
+        search = self._run(wanted, limit, until_decided=True)
         if search.result.bound is not None and limit < self.max_states:
             search.look_ahead(*AHEAD)
-            search = self._reduced(wanted, until_decided=only_safety)
+            search = self._reduced(wanted)
         self.widths = search.tables.widths
         return search
 
@@ -202,7 +211,7 @@ class Decision:
         """Search, starting over when a component outgrows its field."""
         while True:
             tables = Tables(self.model, Widths(self.bits), reduction)
-            search = Search(tables, wanted, limit, self.report, self.workers)
+            search = Search(tables, wanted, limit, self.report, self.effort.workers)
             try:
                 search.run(**how)
             except OverflowError:
@@ -216,12 +225,12 @@ class Decision:
             width + (len(states) > 1 << width) for width, states in zip(self.bits, self.model.states, strict=True)
         ]
 
-    def _reduced(self, wanted: list[str], *, until_decided: bool) -> Search:
+    def _reduced(self, wanted: list[str]) -> Search:
         """Search with reduction, until what the search has learnt does not change the reduction any more."""
         reduction = Reduction(self.model)
         while True:
             try:
-                search = self._run(wanted, self.max_states, reduction, until_decided=until_decided)
+                search = self._run(wanted, self.max_states, reduction, until_decided=True)
             except Outdated as outdated:
                 reduction = outdated.reduction
             else:
@@ -231,50 +240,67 @@ class Decision:
         result = self.search.result
         bound = self.bound
         try:
-            found: Hit | Lasso | None
-            if name in LIVENESS:
-                found = decide(self.search, name)
+            found: Hit | Lasso | Stretch | Lost | None
+            if not property_of(name).safety:
+                found = None if self.model.runaway else decide(self.search, name)
             elif name == "bounded_busy":
                 found = bounded_busy(self.search)
             else:
                 found = result.hits.get(name)
+            if name == "deadlock" and found is None and not bound:
+                found = forsaken(self.search)
+            if name == LOST_WAKEUP:
+                found = lost_wakeup(self.search)
+                bound = None if result.states > LOOKED_AT else bound  # it looks at no more
+            if found is None and name in RULES:
+                found = find(self.search, name)
         except TooLargeError as error:
             found, bound = None, str(error)
         if found is None:
-            return self._verdict(
-                name, "undecided" if bound else "holds", result.states, result.transitions, started, bound
-            )
-        verdict = self._verdict(name, "violated", result.states, result.transitions, started, None)
+            answer = Answer.UNDECIDED if bound else Answer.VACUOUS if self._vacuous(name) else Answer.HOLDS
+            self.knowledge.check()
+            return self._verdict(name, answer, result.states, result.transitions, started, bound)
+        verdict = self._verdict(name, Answer.VIOLATED, result.states, result.transitions, started, None)
         verdict.counterexample = self._counterexample(name, found)
         verdict.seconds = time.perf_counter() - started
         return verdict
 
     def _verdict(
-        self, name: str, verdict: str, states: int, transitions: int, started: float, bound: str | None
+        self, name: str, verdict: Answer, states: int, transitions: int, started: float, bound: str | None
     ) -> Verdict:
         return Verdict(
-            self.scenario.name,
-            self.kind.name,
-            self.behaviour,
-            *self.size,
+            self.cell.scenario.name,
+            self.cell.variant.name,
+            self.cell.behaviour,
+            self.cell.vcpus,
+            self.cell.vmms,
             name,
             verdict,
             states,
             transitions,
             time.perf_counter() - started,
-            PROPERTIES[name].fairness,
+            property_of(name).fairness,
             bound,
+            memory=self.cell.memory,
         )
 
-    def _exact(self, name: str, found: Hit | Lasso) -> tuple[Search, Hit | Lasso]:
+    def _vacuous(self, name: str) -> bool:
+        """What the property is about never occurred."""
+        if self.occurred is None:
+            self.occurred = self.search.occurred()
+        return property_of(name).vacuous(*self.occurred)
+
+    def _exact(self, name: str, found: Fault) -> tuple[Search, Fault]:
         """The same violation without reduction, where the way to it is the shortest; else as it was found."""
         if self.search.tables.reduction is None:
             return self.search, found
-        if isinstance(found, Lasso):
+        if isinstance(found, Lasso | Stretch):
             if self.exact_loops is None:
                 self.exact_loops = self._run((), min(EXACT, self.max_states))
             exact = self.exact_loops
-            again: Hit | Lasso | None = None if exact.result.bound else decide(exact, name)
+            again: Fault | None = None
+            if not exact.result.bound:
+                again = decide(exact, name) if isinstance(found, Lasso) else find(exact, name)
         else:
             depth = found.depth if name == "bounded_busy" else 0
             if self.exact_hits is None or len(self.exact_hits.result.levels) < depth:
@@ -285,51 +311,28 @@ class Decision:
         self.widths = exact.tables.widths if again else self.search.tables.widths
         return (exact, again) if again else (self.search, found)
 
-    def _counterexample(self, name: str, found: Hit | Lasso) -> Counterexample:
+    def _counterexample(self, name: str, found: Fault | Lost) -> Counterexample:
+        if isinstance(found, Lost):
+            path = to_lost(self.search, found)
+            return explain(self.model, self.widths, path, Fallen(name, found.waiter, stuck=False))
         search, found = self._exact(name, found)
+        if isinstance(found, Stretch):
+            path = to_stretch(search, found)
+            return explain(self.model, self.widths, path, Fallen(name, found.rule.about, stuck=False))
         about = found.thread or 0
         if isinstance(found, Lasso):
             path = to_lasso(search, found)
         elif found.layer is not None:
-            path = Busy(search, found.layer).path()
+            path = to_busy(Busy(search, found.layer))
         else:
             path = to_hit(search, found)
             if found.blocked is not None:
                 about = found.blocked
         stuck = not path.loop and (
-            name in LIVENESS or name == "deadlock" or getattr(found, "blocked", None) is not None
+            not property_of(name).safety or name == "deadlock" or getattr(found, "blocked", None) is not None
         )
-        return self.explain(name, path, about, stuck=stuck)
-
-    def explain(self, name: str, path: Path, about: int, *, stuck: bool) -> Counterexample:
-        """Turn a path into operations, confirm them on the shipped runtime, and make the token."""
-        trail = Tracer(self.model, self.widths).trace(path, stuck=stuck)
-        schedule = schedule_of(trail, name, about)
-        run = replay(self.scenario, self.kind, self.behaviour, schedule)
-        token = encode(self.scenario, self.kind, self.behaviour, self.size, schedule)
-        verdict = f"{name} is violated; {_story(name, trail, about)}"
-        return Counterexample(trail, schedule, token, self.model.objects.names, verdict, self.scenario, run.told)
-
-
-def _story(name: str, trail: Trail, about: int) -> str:
-    who = trail.threads[about]
-    stories = {
-        "deadlock": "nothing can move any more",
-        "livelock": f"{who} returns EINTR for ever inside the window",
-        "kick_returns": f"the KICK of {who} never returns",
-        "progress": f"{who} is never in its guest or halted again",
-        "resume_runs": f"{who} never runs again",
-        "bounded_busy": f"{who} returned EINTR three times in a row",
-    }
-    return stories.get(name, "rule: " + PROPERTIES[name].summary)
-
-
-def schedule_of(trail: Trail, name: str, about: int) -> Schedule:
-    """The operations and choices of a trail, as a token carries them."""
-    threads = tuple(event.thread for event in trail.events if event.trap is not None)
-    choices = tuple(event.result for event in trail.events if event.trap is None)
-    loop = 0 if trail.loop is None else sum(event.trap is not None for event in trail.events[trail.loop :])
-    return Schedule(name, threads, choices, loop, about)
+        left = name == "deadlock" and getattr(found, "blocked", None) is not None
+        return explain(self.model, self.widths, path, Fallen(name, about, stuck, left))
 
 
 def _first_widths(model: Model) -> list[int]:

@@ -17,12 +17,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from app.core.errors import KvmError
-from app.explore.campaign import CellSpec, Matrix, Tick, matrix
-from app.explore.scenarios import SCENARIOS, ScenarioError
+from kickstand.core.errors import KvmError
+from kickstand.explore.matrix import Matrix, Tick
+from kickstand.explore.question import Question
+from kickstand.explore.world.scenarios import SCENARIOS, ScenarioError
+from kickstand.runtime.driver.tasks import to_the_end
 
 REPORT_SECONDS = 0.2
-_MATRIX_NAMES = {"variants": "variant_names"}
+KEPT = 64  # jobs
 Emit = Callable[[str, Mapping[str, object]], object]
 
 
@@ -63,25 +65,39 @@ class Jobs:
         self._limit = limit
         self._max_states = max_states
         self._numbers = count(1)
+        self._starting = 0
         self._processes: dict[str, BaseProcess] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
 
-    def start(self, asked: Mapping[str, Any]) -> Job:
-        """Start a job. EINVAL: a name or number is wrong; EAGAIN: too many run already; E2BIG: over ``max_states``."""
-        if sum(job.state == "running" for job in self.jobs.values()) >= self._limit:
+    async def start(self, asked: Mapping[str, Any]) -> Job:
+        """Start a job. EINVAL: a name or number is wrong; EAGAIN: too many run already; E2BIG: over ``max_states``.
+
+        Cells are made and the process is started in a thread, to the end even if the caller is cancelled.
+        """
+        return await to_the_end(self._start(asked))
+
+    async def _start(self, asked: Mapping[str, Any]) -> Job:
+        if self._starting + sum(job.state == "running" for job in self.jobs.values()) >= self._limit:
             raise KvmError(errno.EAGAIN, "explore", f"{self._limit} explorations run already")
-        cells = self._cells(asked).cells
-        job = Job(f"x{next(self._numbers)}", dict(asked), len(cells))
-        context = get_context("spawn")
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(sender, cells), daemon=True, name=f"exploration-{job.id}")
-        process.start()
-        sender.close()
+        self._starting += 1
+        try:
+            cells = (await asyncio.to_thread(self._cells, asked)).cells
+            job = Job(f"x{next(self._numbers)}", dict(asked), len(cells))
+            process, receiver = await asyncio.to_thread(_started, job.id, cells)
+        finally:
+            self._starting -= 1
+        self._forget_old()
         self.jobs[job.id] = job
         self._processes[job.id] = process
         self._watchers[job.id] = asyncio.create_task(self._watch(job, process, receiver))
         self._emit("exploration", {"id": job.id, "state": job.state, "cells": job.cells_total})
         return job
+
+    def _forget_old(self) -> None:
+        """What was found long ago goes: the verdicts of every matrix since the server's start have no end."""
+        over = [job.id for job in self.jobs.values() if job.state != "running"]
+        for job_id in over[: len(self.jobs) + 1 - KEPT]:
+            del self.jobs[job_id]
 
     def _cells(self, asked: Mapping[str, Any]) -> Matrix:
         if asked.get("scenario", "merge") not in SCENARIOS:  # a name, never a file of the server's
@@ -89,7 +105,7 @@ class Jobs:
         if asked.get("max_states", 0) > self._max_states:
             raise KvmError(errno.E2BIG, "explore", f"max_states is at most {self._max_states} here", field="max_states")
         try:
-            return matrix(**{_MATRIX_NAMES.get(name, name): value for name, value in asked.items()})
+            return Matrix(_question(asked))
         except ScenarioError as error:
             raise _wrong(None, str(error)) from error
 
@@ -167,11 +183,36 @@ class Jobs:
                                    "cells": job.cells_total, "error": job.error})  # fmt: skip
 
 
+def _question(asked: Mapping[str, Any]) -> Question:
+    named: dict[str, Any] = {**asked, "vcpus": [asked.get("vcpus", 1)]}
+    return Question(**{name: _once(value) for name, value in named.items()})
+
+
+def _once(value: Any) -> Any:
+    """A list without what stands in it twice; anything else as it is."""
+    return tuple(dict.fromkeys(value)) if isinstance(value, list) else value
+
+
 def _wrong(field_name: str | None, detail: str) -> KvmError:
     return KvmError(errno.EINVAL, "explore", detail, field=field_name)
 
 
-def _work(sender: Connection, cells: list[CellSpec]) -> None:
+def _started(job_id: str, cells: list[Question]) -> tuple[BaseProcess, Connection]:
+    """A process that works on ``cells``, and where it tells what it finds."""
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sender, cells), daemon=True, name=f"exploration-{job_id}")
+    try:
+        process.start()
+    except BaseException:
+        receiver.close()
+        raise
+    finally:
+        sender.close()
+    return process, receiver
+
+
+def _work(sender: Connection, cells: list[Question]) -> None:
     """What a job's process does."""
     last = 0.0
 
@@ -181,10 +222,12 @@ def _work(sender: Connection, cells: list[CellSpec]) -> None:
         if tick.search is not None and now - last >= REPORT_SECONDS:
             last = now
             cell = tick.cell
-            sender.send(("progress", {"variant": cell.variant, "behaviour": cell.behaviour, **asdict(tick.search)}))
+            sender.send(
+                ("progress", {"variant": cell.variants[0], "behaviour": cell.behaviours[0], **asdict(tick.search)})
+            )
 
     try:
-        for verdicts in Matrix(cells).stream(report=report):
+        for verdicts in Matrix(*cells).stream(report=report):
             sender.send(("cells", [verdict.json() for verdict in verdicts]))
         sender.send(("done", None))
     except BrokenPipeError:

@@ -1,1 +1,1 @@
-"""Guest engines: what executes a vCPU's instructions behind ``app.core.engine.Guest``."""
+"""Guest engines: what executes a vCPU's instructions behind ``kickstand.core.engine.Guest``."""

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from app.core.errors import KvmError
-from app.guests.script import ScriptGuest
-
-if TYPE_CHECKING:
-    from app.core.guest import Guest
-    from app.core.vcpu import Vcpu
-    from app.guests.host_memory import HostMemory
+from kickstand.core.errors import KvmError
+from kickstand.core.guest import Cpu, Guest
+from kickstand.guests.host_memory import HostMemory
+from kickstand.guests.script import ScriptGuest
 
 MODES = ("precise", "fast")
 
@@ -22,18 +18,21 @@ MODES = ("precise", "fast")
 class Make(Protocol):
     """Makes one vCPU's guest."""
 
-    def __call__(self, vcpu: Vcpu, memory: HostMemory, /) -> Guest: ...
+    def __call__(self, cpu: Cpu, memory: HostMemory, /) -> Guest: ...
 
 
 @dataclass(frozen=True, slots=True)
 class EngineFactory:
-    """How an engine's guests are made, and whether slot updates have to interrupt them."""
+    """How an engine's guests are made, and what those who use them have to know: nobody asks for its name."""
 
     make: Make
-    caches_translations: bool
+    caches_translations: bool = False  # slot updates have to interrupt them
+    beside_loop: bool = False  # in guest mode they are on a thread of their own: nobody looks into them there
+    runs_programs: bool = False  # script programs, instead of code in guest memory
+    of_device: bool = False  # the real kernel's: it has the VM's state, which ends with the process
 
 
-def _kernels_own(_vcpu: Vcpu, _memory: HostMemory, /) -> Guest:
+def _kernels_own(_cpu: Cpu, _memory: HostMemory, /) -> Guest:
     """The real kernel's vCPUs are made by their VM."""
     raise RuntimeError("a VM of the device makes its own vCPUs")
 
@@ -43,17 +42,14 @@ def engines() -> dict[str, str]:
     return {name: why_not() for name, why_not in _WHY_NOT.items()}
 
 
-def _no_unicorn() -> str:
-    return "" if importlib.util.find_spec("unicorn") else "the unicorn package is not installed"
-
-
 def _no_device() -> str:
-    from app.guests.kvm.device import unusable  # noqa: PLC0415  loaded only when it is asked for
+    from kickstand.guests.kvm.device import unusable  # noqa: PLC0415  loaded only when it is asked for
 
     return (unusable() or (0, ""))[1]
 
 
-_WHY_NOT: dict[str, Callable[[], str]] = {"script": str, "x86": _no_unicorn, "kvm": _no_device}
+_WHY_NOT: dict[str, Callable[[], str]] = {"script": str, "x86": str, "kvm": _no_device}
+NAMES = tuple(_WHY_NOT)
 
 
 def engine_factory(engine: str, mode: str) -> EngineFactory:
@@ -67,11 +63,14 @@ def engine_factory(engine: str, mode: str) -> EngineFactory:
     if why_not := _WHY_NOT[engine]():
         raise KvmError(errno.EOPNOTSUPP, "KVM_CREATE_VM", f"engine {engine}: {why_not}", field="engine")
     if engine == "kvm":
-        return EngineFactory(_kernels_own, caches_translations=False)
+        return EngineFactory(_kernels_own, beside_loop=True, of_device=True)
     if engine == "script":
-        return EngineFactory(ScriptGuest, caches_translations=False)
-    from app.guests.x86.guest import X86Guest  # noqa: PLC0415  unicorn is loaded only when it is used
-    from app.guests.x86.turns import Turns  # noqa: PLC0415
+        return EngineFactory(ScriptGuest, runs_programs=True)
+    from kickstand.guests.x86.guest import X86Guest  # noqa: PLC0415  unicorn is loaded only when it is used
+    from kickstand.guests.x86.guest_thread import Turns  # noqa: PLC0415
 
     turns = Turns()  # of this VM's guest thread
-    return EngineFactory(lambda vcpu, memory: X86Guest(vcpu, memory, mode, turns), caches_translations=mode == "fast")
+    fast = mode == "fast"
+    return EngineFactory(
+        lambda cpu, memory: X86Guest(cpu, memory, mode, turns), caches_translations=fast, beside_loop=fast
+    )

@@ -12,55 +12,32 @@ import errno
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from app.core.errors import KvmError, errno_name
-from app.journal import history
-from app.journal.directory import Arenas, Directory, free_bytes
-from app.journal.records import Recorder
-from app.journal.restore import Saved, UnreadableError, restore
-from app.journal.store import Failure, Store, Work, checkpoint, read_meta, read_state, trim
-from app.runtime.events import EventLog, new_epoch
-from app.runtime.machine import Machine
-from app.runtime.registry import Registry
-from app.settings import JournalSettings, SettingsError
+from pydantic import ValidationError
+
+from kickstand.core.errors import KvmError, errno_name
+from kickstand.journal import form
+from kickstand.journal.comeback import Comeback
+from kickstand.journal.disk import history
+from kickstand.journal.disk.directory import Arenas, Directory, owner
+from kickstand.journal.disk.room import Room
+from kickstand.journal.disk.schema import reading
+from kickstand.journal.disk.store import LAST_NUMBER, Failure, Store, Work, keep_only, last_event, read_meta, read_state
+from kickstand.journal.disk.upkeep import look_after
+from kickstand.journal.kept import Kept
+from kickstand.journal.records import Recorder
+from kickstand.runtime.events import EventLog, new_epoch
+from kickstand.runtime.machine import Machine
+from kickstand.runtime.registry import Registry
+from kickstand.settings import JournalSettings, SettingsError
 
 RESERVE = 1 << 17  # event numbers that a next process will not use again, ahead of those that are kept
 WITH_A_CALL = 256  # events that are written along with a call's record
 BATCH = 1_024
-READ_ONLY = errno.EROFS
-ENOUGH_S = 0.001  # for how long a disk that has room needs no second look: calls come in bursts
+NUMBERING = {"epoch", "reserved", "elapsed_ns"}
 logger = logging.getLogger("kickstand.journal")
-
-
-class Kept:
-    """One machine's place in the journal."""
-
-    def __init__(self, uid: int, machine: Machine, arenas: Arenas) -> None:
-        self.uid = uid
-        self.arenas = arenas
-        self.recorder = Recorder(machine, lambda: arenas.names)
-        self.ticket = 0  # of its last record; 0: nobody was told of the machine yet
-        self._due = False  # calls wait for the next record
-        self._asked: set[int] = set()
-        self._others = False
-
-    def ask(self, vcpu_id: int | None) -> None:
-        """A call was about this vCPU, or about all: the next record is to say what became of it."""
-        self._due = True
-        if vcpu_id is None:
-            self._others = True
-        else:
-            self._asked.add(vcpu_id)
-
-    def record(self, *, counters: bool = False) -> dict[str, bytes]:
-        """What calls have changed since the last record; nothing if none has asked."""
-        if not self._due:
-            return {}
-        asked, others = self._asked, self._others
-        self._due, self._asked, self._others = False, set(), False
-        return self.recorder.changed(asked, others=others, counters=counters)
 
 
 class StateJournal:
@@ -72,14 +49,15 @@ class StateJournal:
         self.settings = settings
         self.lag_s = 0.0  # how late the last tick was
         self.meta: dict[str, Any] = {}
-        self.free: Callable[[], int] = lambda: free_bytes(directory.path)
-        self._enough_until = 0.0
+        self.room = Room(directory.path, settings.reserve)
         self._kept: dict[Machine, Kept] = {}
         self._next_uid = 1
         self._flushed = 0  # the last event that was submitted
         self._reserved = 0
         self._store: Store | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._removals: set[asyncio.Task[None]] = set()
+        self.refused: dict[int, str] = {}  # machines that stay in the journal and are not served: number, reason
 
     @property
     def log(self) -> EventLog:
@@ -103,15 +81,7 @@ class StateJournal:
         """Why nothing can be kept now."""
         if self._store is None:
             return Failure(errno.EAGAIN, "the server is shutting down")
-        now = time.monotonic()
-        if now >= self._enough_until:
-            try:
-                if self.free() < self.settings.reserve:
-                    return Failure(errno.ENOSPC, "the disk of the state directory is full")
-            except OSError as error:
-                return Failure(error.errno or READ_ONLY, f"the state directory cannot be written: {error.strerror}")
-            self._enough_until = now + ENOUGH_S
-        return self._store.failure
+        return self.room.trouble() or self._store.failure
 
     def check(self, ioctl: str) -> None:
         """Refuse a call while nothing could be kept. ENOSPC, EROFS."""
@@ -122,12 +92,12 @@ class StateJournal:
     def note(self, machine: Machine, vcpu_id: int | None = None) -> int:
         """Submit what has changed of a machine."""
         kept = self._kept.get(machine)
-        if kept is None or machine.vm.lifetime.dead:
+        if kept is None or kept.leaving or machine.vm.lifetime.dead:
             return 0
         kept.ask(vcpu_id)
         return self._submit(kept, kept.record())
 
-    def _submit(self, kept: Kept, parts: Mapping[str, bytes]) -> int:
+    def _submit(self, kept: Kept, parts: Mapping[str, form.Encoded | None]) -> int:
         if parts:
             work = Work({(kept.uid, part): value for part, value in parts.items()})
             self._add_events(work, WITH_A_CALL)
@@ -141,43 +111,74 @@ class StateJournal:
             return
         kept.ask(vcpu_id)
         await asyncio.sleep(0)
-        if self._kept.get(machine) is not kept or machine.vm.lifetime.dead:
-            return
         try:
-            await self.store.wait(self._submit(kept, kept.record()))
+            while kept.leaving and self._kept.get(machine) is kept:
+                await self._gone_or_not(kept)
+            if self._kept.get(machine) is kept and not machine.vm.lifetime.dead:
+                await self.store.wait(self._submit(kept, kept.record()))
         except Failure as failure:
             detail = f"the call took effect, but could not be kept: {failure.detail}"
             raise KvmError(failure.errno, "journal", detail) from failure
+
+    async def _gone_or_not(self, kept: Kept) -> None:
+        """Its records are being removed: what became of that decides whether there is anything to keep."""
+        with contextlib.suppress(Failure):
+            await self.store.wait(kept.leaving)
+        await asyncio.sleep(0)
 
     def attach(self, machine: Machine) -> None:
         """Keep this machine from its first record on."""
         arenas = Arenas(self.directory.memory, self._next_uid)
         machine.memory.back = arenas
-        self._join(machine, Kept(self._next_uid, machine, arenas))
+        self._join(Kept(self._next_uid, machine, arenas))
         self._next_uid += 1
 
-    def _join(self, machine: Machine, kept: Kept) -> None:
-        machine.journal = self
-        self._kept[machine] = kept
+    def _join(self, kept: Kept) -> None:
+        kept.machine.journal = self
+        self._kept[kept.machine] = kept
 
     async def forget(self, machine: Machine) -> None:
-        """Return once the machine will not come back; then its memory goes."""
+        """Return once the machine will not come back; then its memory's files go.
+
+        ENOSPC, EROFS: that cannot be written, and the machine is kept as before.
+        """
+        kept = self._kept.get(machine)
+        if kept is None or self._store is None:
+            return
+        if kept.ticket:
+            kept.leaving = self.store.submit(Work({(kept.uid, None): None}))
+            try:
+                await self.store.wait(kept.leaving)
+            except Failure as failure:
+                kept.stay()
+                raise KvmError(failure.errno, "destroy", f"{failure.detail}; nothing has changed") from failure
+        self._kept.pop(machine, None)
+        kept.arenas.remove()
+
+    def drop(self, machine: Machine) -> None:
+        """Nobody was told of the machine: if it was kept all the same, its record goes, and then its memory."""
         kept = self._kept.pop(machine, None)
         if kept is None or self._store is None:
             return
+        if not kept.ticket:
+            kept.arenas.remove()
+            return
+        removal = asyncio.create_task(self._remove(kept))
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
+
+    async def _remove(self, kept: Kept) -> None:
         with contextlib.suppress(Failure):  # tried again with everything else
             await self.store.wait(self.store.submit(Work({(kept.uid, None): None})))
-        kept.arenas.remove()
+            kept.arenas.remove()
 
     def gauges(self) -> list[tuple[str, str, float]]:
         """What an operator watches: name, meaning, value."""
-        files = [self.directory.journal.with_name(self.directory.journal.name + suffix) for suffix in ("", "-wal")]
-        sizes = [path.stat().st_size if path.exists() else 0 for path in files]
         return [
-            ("size_bytes", "Size of the journal's file", sizes[0]),
-            ("wal_bytes", "Size of its write-ahead log", sizes[1]),
+            *self.directory.gauges(),
             ("waiting_records", "Records submitted and not committed yet", self.store.submitted - self.store.done),
             ("unkept_events", "Events recorded and not kept yet", self.log.seq - self._flushed),
+            ("refused_vms", "Machines in the journal that could not be served", len(self.refused)),
             ("writable", "Calls are not refused for want of a disk", self.trouble() is None),
             ("loop_lag_seconds", "How late the event loop was last", self.lag_s),
         ]
@@ -185,40 +186,58 @@ class StateJournal:
     # -- start and stop ----------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Bring back what was kept. ``SettingsError``: it cannot be, and stays as it is."""
-        self._store = Store(self.directory.journal)
-        connection = sqlite3.connect(self.directory.journal, isolation_level=None)
+        """Bring back what was kept; what cannot be is told, and nothing of it is lost.
+
+        ``SettingsError``: the directory or this process is of no use now, and everything stays as it is.
+        """
         try:
-            self.meta = read_meta(connection)
-            state = read_state(connection)
-        finally:
-            connection.close()
-        self._next_uid = max([0, *state]) + 1
-        self._flushed = self._reserved = int(self.meta.get("reserved", 0))
-        self.log.go_on(self.meta.get("epoch") or new_epoch(), self._reserved, int(self.meta.get("elapsed_ns", 0)))
+            await self._start()
+        except BaseException:
+            if self._store is not None:
+                await self._store.close()
+            self._store = None
+            self.directory.close()
+            raise
+
+    async def _start(self) -> None:
         try:
-            for uid, parts in state.items():
-                await self._restore(uid, parts)
-        except (UnreadableError, KvmError) as error:
-            raise SettingsError(
-                f"{self.directory.path}: {error}; nothing was changed (start with another --state)"
-            ) from error
-        self.directory.sweep(name for kept in self._kept.values() for name in kept.arenas.names)
+            with reading(self.directory.journal) as connection:
+                self.meta, damaged = read_meta(connection)
+                state = read_state(connection)
+            self._store = Store(self.directory.journal, self.directory.committed)
+        except sqlite3.Error as error:
+            raise SettingsError(f"the journal {self.directory.journal} cannot be read: {error}") from error
+        arenas = [uid for uid in map(owner, self.directory.arenas()) if uid < LAST_NUMBER]
+        self._next_uid = max([0, *state, *arenas]) + 1
+        self._go_on(damaged)
+        comeback = Comeback(self.directory, self.registry, self.store, self._join)
+        self.refused = comeback.refused
+        for uid, rows in state.items():
+            await comeback.bring_back(uid, rows)
+        used = [name for kept in self._kept.values() for name in kept.arenas.names]
+        self.directory.sweep([*used, *comeback.arenas_of_refused()])
         self.registry.journal = self
-        await self.store.wait(self._keep_all())
-        self._tasks = {asyncio.create_task(self._tick()), asyncio.create_task(self._look_after())}
+        await self._first_record()
+        self._tasks = {
+            asyncio.create_task(self._tick()),
+            asyncio.create_task(look_after(self.store, self.settings, self.trouble)),
+        }
 
-    async def _restore(self, uid: int, parts: Mapping[str, bytes]) -> None:
-        saved = Saved(parts)
-        arenas = Arenas(self.directory.memory, uid, saved.files)
+    def _go_on(self, damaged: Collection[str]) -> None:
+        """Number the events from where they were; anew, if that is not known."""
+        meta = self.meta
+        unknown = set(damaged) | (NUMBERING - set(meta) if meta else set())
+        if unknown:
+            self.directory.warn(f"the journal's {', '.join(sorted(unknown))} cannot be read: events are numbered anew")
+            meta = {"reserved": self._last_event() + RESERVE}
+        self._flushed = self._reserved = int(meta.get("reserved", 0))
+        self.log.go_on(str(meta.get("epoch") or new_epoch()), self._reserved, int(meta.get("elapsed_ns", 0)))
 
-        async def fill(machine: Machine) -> None:
-            for (base, size, name), file in zip(saved.memory, saved.files, strict=True):
-                machine.memory.adopt(base, name, arenas.map(file, size))
-            machine.memory.back = arenas
-
-        machine = await restore(self.registry, saved, fill)
-        self._join(machine, Kept(uid, machine, arenas))
+    async def _first_record(self) -> None:
+        try:
+            await self.store.wait(self._keep_all())
+        except Failure as failure:
+            raise SettingsError(f"the state directory {self.directory.path}: {failure.detail}") from failure
 
     async def remember(self, key: str, value: int | str) -> None:
         """Keep a fact about the directory itself."""
@@ -231,6 +250,7 @@ class StateJournal:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._store is None:
             return
+        await asyncio.gather(*self._removals)
         self._keep_all()
         while self._flushed < self.log.seq and self.trouble() is None:
             self._flush()
@@ -242,11 +262,19 @@ class StateJournal:
 
     def _keep_all(self) -> int:
         """Submit every machine as it is now, counters too; those that nobody knows of yet wait."""
+        known, coming = self.registry.machines, self.registry.coming
         for machine, kept in self._kept.items():
-            if not machine.vm.lifetime.dead and (kept.ticket or machine.id in self.registry.machines):
-                kept.ask(None)
-                self._submit(kept, kept.record(counters=True))
+            new = not kept.ticket and (machine.id not in known or machine in coming)
+            if not (machine.vm.lifetime.dead or kept.leaving or new):
+                self._keep(machine, kept)
         return self._flush()
+
+    def _keep(self, machine: Machine, kept: Kept) -> None:
+        kept.ask(None)
+        try:
+            self._submit(kept, kept.record(counters=True))
+        except ValidationError as error:  # a fault of this program: what the API took must not be more than is kept
+            logger.error("virtual machine %s cannot be kept: %s", machine.id, form.sentence("", error))  # noqa: TRY400
 
     # -- events ------------------------------------------------------------------------------------------
 
@@ -303,37 +331,16 @@ class StateJournal:
 
     async def _recover(self) -> None:
         """Write everything again, once there is room: what failed is not known to be there."""
-        if self.free() < self.settings.reserve:
+        if self.room.trouble() is not None:
             return
         self._flushed = min(self._flushed, await asyncio.to_thread(self._last_event))
         for kept in self._kept.values():
             kept.recorder = Recorder(kept.recorder.machine, kept.recorder.files)
         self.store.submit(Work(meta={"epoch": self.log.epoch}))
-        await self.store.wait(self.store.submit(self._without_the_gone))
+        known = {*self.refused, *(kept.uid for kept in self._kept.values())}
+        await self.store.wait(self.store.submit(keep_only(known)))
         await self.store.wait(self._keep_all())
 
-    def _without_the_gone(self, connection: sqlite3.Connection) -> None:
-        uids = {kept.uid for kept in tuple(self._kept.values())}
-        for (uid,) in connection.execute("SELECT DISTINCT vm FROM state").fetchall():
-            if uid not in uids:
-                connection.execute("DELETE FROM state WHERE vm = ?", (uid,))
-
     def _last_event(self) -> int:
-        connection = sqlite3.connect(self.directory.journal, isolation_level=None)
-        try:
-            return int(connection.execute("SELECT coalesce(max(last), 0) FROM events").fetchone()[0])
-        finally:
-            connection.close()
-
-    async def _look_after(self) -> None:
-        """Forget what is too old or too much, and keep the log short."""
-        while True:
-            await asyncio.sleep(self.settings.upkeep_s)
-            if self.trouble() is not None:
-                continue
-            with contextlib.suppress(Failure, sqlite3.Error):
-                await self.store.wait(self.store.submit(self._trim))
-                await asyncio.to_thread(checkpoint, self.directory.journal)
-
-    def _trim(self, connection: sqlite3.Connection) -> None:
-        trim(connection, time.time() - self.settings.event_age_s, self.settings.event_bytes)
+        with reading(self.directory.journal) as connection:
+            return last_event(connection)

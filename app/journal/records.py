@@ -6,30 +6,17 @@ under way is not seen here: until it ends, the slots are those from before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import asdict, astuple
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from app.core.guest import HltExit, InternalErrorExit, IoExit, MmioExit, ShutdownExit, UserExit, WindowExit
-from app.core.memslots import Change, Memslots, Region, Slot, plan
-from app.core.trace import VcpuState
-from app.core.uapi import PAGE_SHIFT, InternalError
-from app.core.vcpu import Vcpu
-from app.guests.host_memory import HostMemory
-from app.guests.script import ScriptGuest
-from app.journal.format import FORMAT
-from app.runtime.events import to_json
-from app.runtime.machine import Machine
+from kickstand.core.trace import VcpuState
+from kickstand.core.vcpu import Vcpu
+from kickstand.journal import form
+from kickstand.runtime.events import to_json
+from kickstand.runtime.machine import Machine
 
-MOST_DIRTY = 1 << 24  # pages of one slot: 64 GiB
-EXITS: dict[str, type[UserExit]] = {
-    kind.__name__: kind for kind in (IoExit, MmioExit, HltExit, ShutdownExit, InternalErrorExit, WindowExit)
-}
-
-
-def encode(value: object) -> bytes:
-    """One line of JSON."""
-    return to_json(value).encode()
+STILL = (VcpuState.USER, VcpuState.WAITING, VcpuState.HALTED, VcpuState.BLOCKED)
 
 
 class Recorder:
@@ -42,11 +29,20 @@ class Recorder:
         self._vm_then: object = None  # encoding it takes far longer than making and comparing it
         self._stamps: dict[int, object] = {}
         self._programs: dict[int, object] = {}
-        self._slots: object = None
+        self._slots = form.SlotParts()
+        self._interrupts: object = None
+        self._clock: object = None
+        self._coalesced: object = ((), ())
         self._switches = asdict(machine.vm.switches)
 
-    def changed(self, asked: Collection[int] = (), *, others: bool = True, counters: bool = False) -> dict[str, bytes]:
-        """The parts that differ from what was last returned.
+    def whole(self) -> dict[str, bytes]:
+        """Every part, of a recorder that is new."""
+        return encoded(self.changed(counters=True))
+
+    def changed(
+        self, asked: Collection[int] = (), *, others: bool = True, counters: bool = False
+    ) -> dict[str, form.Encoded | None]:
+        """The parts that differ from what was last returned; None: gone, with all whose names begin so before a ``*``.
 
         ``asked`` names vCPUs that calls were about, which may have changed in ways that show no stamp; without
         ``others``, what the rest have done meanwhile is left for a later record.
@@ -55,78 +51,92 @@ class Recorder:
         vm = self._vm()
         if vm != self._vm_then:
             self._vm_then = vm
-            parts["vm"] = encode(vm)
-        self._add_slots(parts)
+            parts["vm"] = form.Machine.of(vm).encoded()
+        self._add_arch(parts)
+        self._add_interrupts(parts)
         vcpus = self.machine.vm.vcpus
         for vcpu_id in vcpus if others else asked:
-            if vcpu_id in vcpus:
-                self._add_vcpu(parts, vcpus[vcpu_id], asked=vcpu_id in asked)
+            vcpu = vcpus.get(vcpu_id)
+            if isinstance(vcpu, Vcpu):  # what the real kernel executes cannot be kept
+                self._add_vcpu(parts, vcpu, asked=vcpu_id in asked)
         if counters:
-            parts["counters"] = encode({vcpu.id: astuple(vcpu.watched.counters) for vcpu in vcpus.values()})
+            parts["counters"] = form.counters(vcpus.values())
         new = {name: value for name, value in parts.items() if self.written.get(name) != value}
         self.written |= new
-        return new
+        return self._slots.changed(self.machine.vm.memslots, self.machine.transactions.settled) | new
 
     def _vm(self) -> dict[str, Any]:
         machine, vm = self.machine, self.machine.vm
         memory = machine.memory.arenas
         return {
-            "format": FORMAT,
+            "format": form.FORMAT,
             "id": machine.id,
             "variant": machine.variant,
             "engine": machine.engine,
             "mode": machine.mode,
             "irqchip": vm.irqchip,
+            "clock": machine.clock_kind,
             "switches": self._switches,
+            "arch": {name: getattr(vm.arch, name) for name in form.KvmArch.model_fields},
+            "dirty_log": {"manual": vm.memslots.manual, "initially_set": vm.memslots.initially_set},
             "seed": machine.seed,
-            "kick_id": machine.kick_id,
-            "window": vm.variant.saved(machine.unsettled),
+            "kick_id": machine.window.kick_id,
+            "window": vm.variant.saved(machine.window.unsettled),
             "vcpus": list(vm.lifetime.online),
             "requests": [vm.vcpus[vcpu_id].requests.bits for vcpu_id in vm.lifetime.online],
             "threads": [
-                [vcpu_id, thread.behaviour, thread.handle_exits]
+                (vcpu_id, thread.behaviour, thread.handle_exits)
                 for vcpu_id, thread in machine.threads.items()
                 if thread.running or thread.ended == "stopped"  # by a server that ends
             ],
             "running": _running(machine),
-            "memory": [[arena.base, arena.size, arena.name] for arena in memory],
-            "files": list(self.files()),
+            "memory": [(arena.base, arena.size, arena.name) for arena in memory],
+            "files": list(self.files())[: len(memory)],  # the next may be there already, and its memory not yet
         }
 
-    def _add_slots(self, parts: dict[str, bytes]) -> None:
-        memslots = self.machine.vm.memslots
-        settled = self.machine.transactions.settled
-        stamp = (memslots.generation, [len(pages) for pages in memslots.dirty.values()])
-        if settled is None and self._slots == stamp:
+    def _add_arch(self, parts: dict[str, bytes]) -> None:
+        """The clock goes on all the while: it is kept when it was set."""
+        clock = self.machine.vm.arch.clock
+        stamp = clock.changes, clock.default_khz
+        if stamp != self._clock:
+            self._clock = stamp
+            parts["clock"] = form.Clock.of(clock).encoded()
+        coalesced = self.machine.vm.arch.coalesced
+        noted = coalesced.zones, tuple(coalesced.entries)
+        if noted != self._coalesced:
+            self._coalesced = noted
+            parts["coalesced"] = form.Coalesced.of(coalesced).encoded()
+
+    def _add_interrupts(self, parts: dict[str, bytes]) -> None:
+        """The time goes on all the while: it is kept when anything that is due in its terms has changed."""
+        chips = self.machine.vm.interrupts.chips
+        if chips is None:
             return
-        self._slots = stamp if settled is None else None
-        slots, dirty = (memslots.slots, {}) if settled is None else settled
-        parts["slots"] = encode(
-            {
-                "slots": [_slot(slot) for _, slot in sorted(slots.items())],
-                "dirty": {
-                    slot_id: _runs(dirty.get(slot_id, set()) | _live(memslots.dirty, slot_id, slot))
-                    for slot_id, slot in sorted(slots.items())
-                    if slot.logged
-                },
-            }
-        )
+        apics = [vcpu.apic.expires for vcpu in self.machine.vm.vcpus.values() if vcpu.apic is not None]
+        stamp = chips.state(), apics
+        if stamp != self._interrupts:
+            self._interrupts = stamp
+            parts["interrupts"] = form.Interrupts.of(self.machine).encoded()
 
     def _add_vcpu(self, parts: dict[str, bytes], vcpu: Vcpu, *, asked: bool) -> None:
         counters = vcpu.watched.counters
         stamp = (vcpu.arch.state(), vcpu.run_page.state(), vcpu.task.signal, counters.runs, counters.entries)
         if not asked and stamp == self._stamps.get(vcpu.id):
             return
-        guest: Any = vcpu.guest
-        if self.machine.mode == "fast" and vcpu.watched.state is VcpuState.GUEST:
+        if self.machine.guests.beside_loop and vcpu.watched.state is VcpuState.GUEST:
             return  # the CPU is on its own thread; it is kept when it has left
-        self._stamps[vcpu.id] = stamp
-        parts[f"cpu/{vcpu.id}"] = encode(
-            {"arch": _arch(vcpu), "page": _page(vcpu), "signal": vcpu.task.signal, "guest": guest.saved()}
-        )
-        if isinstance(guest, ScriptGuest) and self._programs.get(vcpu.id) is not guest.program:
-            self._programs[vcpu.id] = guest.program
-            parts[f"program/{vcpu.id}"] = encode(guest.source)
+        # While it is in the guest its registers change without a sign: that record is not the last of this run.
+        self._stamps[vcpu.id] = stamp if vcpu.watched.state in STILL else None
+        parts[f"cpu/{vcpu.id}"] = form.Cpu.of(vcpu).encoded()
+        source = vcpu.guest.source
+        if source is not None and self._programs.get(vcpu.id) is not source:
+            self._programs[vcpu.id] = source
+            parts[f"program/{vcpu.id}"] = to_json(source).encode()
+
+
+def encoded(parts: Mapping[str, form.Encoded | None]) -> dict[str, bytes]:
+    """The parts that there are; any thread."""
+    return {name: form.encoded(value) for name, value in parts.items() if value is not None}
 
 
 def _running(machine: Machine) -> bool:
@@ -138,100 +148,4 @@ def _running(machine: Machine) -> bool:
         return True
     if any(run.vcpu.watched.state is VcpuState.USER and not run.task.done() for run in machine.runs):
         return True
-    return not machine.vm.variant.holds and any(thread.running for thread in machine.threads.values())
-
-
-def _slot(slot: Slot) -> list[int]:
-    return [slot.id, slot.base_gfn, slot.npages, int(slot.flags), slot.userspace_addr]
-
-
-def _live(dirty: dict[int, set[int]], slot_id: int, slot: Slot) -> set[int]:
-    return {page for page in dirty.get(slot_id, ()) if page < slot.npages}
-
-
-def _runs(pages: set[int]) -> list[int]:
-    """First page and number of pages of every run: a slot may be far larger than what is written of it."""
-    runs: list[int] = []
-    for page in sorted(pages):
-        if runs and page == runs[-2] + runs[-1]:
-            runs[-1] += 1
-        else:
-            runs += (page, 1)
-    return runs
-
-
-def _arch(vcpu: Vcpu) -> dict[str, Any]:
-    arch = vcpu.arch
-    return {
-        "mp_state": int(arch.mp_state),
-        "pending": dump_exit(arch.pending),
-        "irr": arch.irr,
-        "nmi": arch.nmi,
-        "init": arch.init,
-        "sipi": arch.sipi,
-    }
-
-
-def _page(vcpu: Vcpu) -> dict[str, Any]:
-    page = vcpu.run_page
-    return {
-        "exit_reason": int(page.exit_reason),
-        "exit": dump_exit(page.exit),
-        "reply": None if page.reply is None else page.reply.hex(),
-        "immediate_exit": page.immediate_exit,
-        "kept": page.kept,
-        "request_interrupt_window": page.request_interrupt_window,
-    }
-
-
-def dump_exit(exit: UserExit | None) -> dict[str, Any] | None:
-    """An exit as JSON."""
-    if exit is None:
-        return None
-    fields = {name: value.hex() if isinstance(value, bytes) else value for name, value in asdict(exit).items()}
-    return {"kind": type(exit).__name__, **fields}
-
-
-def load_exit(saved: dict[str, Any] | None) -> Any:
-    """An exit from JSON. ``KeyError``, ``TypeError``, ``ValueError``: it is none."""
-    if saved is None:
-        return None
-    fields = {name: value for name, value in saved.items() if name != "kind"}
-    kind = EXITS[saved["kind"]]
-    if kind in (IoExit, MmioExit):
-        fields["data"] = bytes.fromhex(fields["data"])
-    if kind is InternalErrorExit:
-        fields |= {"data": tuple(fields["data"]), "suberror": InternalError(fields["suberror"])}
-    return kind(**fields)
-
-
-def load_slots(saved: dict[str, Any]) -> tuple[Any, ...]:
-    """A state for ``Memslots.load``. ``KvmError``: the kernel would not have let these slots be made."""
-    slots: dict[int, Slot] = {}
-    for number, base_gfn, npages, flags, hva in saved["slots"]:
-        region = Region(number, flags, base_gfn << PAGE_SHIFT, npages << PAGE_SHIFT, hva)
-        made = plan(slots, region)
-        if made.change is not Change.CREATE or made.new is None:
-            raise ValueError(f"slot {number} is there twice, or empty")
-        slots[number] = made.new
-    dirty = {int(number): _pages(runs, slots[int(number)].npages) for number, runs in saved["dirty"].items()}
-    return tuple(sorted(slots.items())), tuple(sorted(dirty.items()))
-
-
-def all_dirty(memslots: Memslots, memory: HostMemory) -> None:
-    """Guests ran on after the last record: report every page of a logged slot that they could have written."""
-    for slot in memslots.slots.values():
-        if slot.logged:
-            for run in memory.runs(slot.userspace_addr, slot.npages << PAGE_SHIFT):
-                if run.address is not None:
-                    first = run.hva - slot.userspace_addr >> PAGE_SHIFT
-                    memslots.dirty[slot.id].update(range(first, first + (run.size >> PAGE_SHIFT)))
-
-
-def _pages(runs: list[int], npages: int) -> frozenset[int]:
-    pairs = list(zip(runs[::2], runs[1::2], strict=True))
-    if sum(count for _, count in pairs) > min(npages, MOST_DIRTY) or any(
-        not 0 <= first < first + count <= npages for first, count in pairs
-    ):
-        raise ValueError("dirty pages outside of their slot, or more than any memory has")
-    return frozenset(page for first, count in pairs for page in range(first, first + count))
+    return not machine.vm.variant.open_windows and any(thread.running for thread in machine.threads.values())

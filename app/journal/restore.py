@@ -8,24 +8,24 @@ VMM threads wait for RESUME all the same.
 
 from __future__ import annotations
 
-import errno
-import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from app.core.errors import KvmError
-from app.core.requests import Request
-from app.core.uapi import KVM_REGS, KVM_SREGS, ExitReason, MpState
-from app.core.vcpu import Vcpu
-from app.core.watched import Counters
-from app.guests.script import ScriptGuest
-from app.journal.format import COUNTERS, CPU, FORMAT, MACHINE, SLOTS, check
-from app.journal.records import all_dirty, load_exit, load_slots
-from app.runtime.machine import Machine
-from app.runtime.registry import Registry
-from app.runtime.userspace import VmmThread
+from pydantic_core import from_json
 
-OPTIONS = ("variant", "engine", "mode", "irqchip", "switches", "seed")
+from kickstand.core.errors import KvmError
+from kickstand.core.memslots import Memslots
+from kickstand.core.shared.requests import Request
+from kickstand.core.uapi import KVM_REGS, KVM_SREGS, PAGE_SHIFT
+from kickstand.core.vcpu import Vcpu
+from kickstand.guests.host_memory import HostMemory
+from kickstand.journal import form
+from kickstand.journal.form.upgrade import upgraded
+from kickstand.runtime.machine import Machine
+from kickstand.runtime.registry import Registry
+
+OPTIONS = ("variant", "engine", "mode", "irqchip", "clock", "seed")
 KNOWN_REQUESTS = sum({request.bit for request in Request} - {Request.VM_DEAD.bit})
 UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError, KvmError)
 
@@ -39,31 +39,35 @@ class Saved:
 
     def __init__(self, parts: Mapping[str, bytes]) -> None:
         try:
-            read = {name: json.loads(value) for name, value in parts.items()}
-            self.vm: dict[str, Any] = read["vm"]
-            if self.vm["format"] != FORMAT:
-                raise UnreadableError(f"format {self.vm['format']!r} is not {FORMAT}, the only one this program reads")
-            _check(parts, self.vm["vcpus"])
-            self.id: str = self.vm["id"]
-            self.slots = load_slots(read["slots"])
-            self.memory = [(base, size, name) for base, size, name in self.vm["memory"]]
-            self.files: list[str] = self.vm["files"]
-            self.cpus = {vcpu_id: read[f"cpu/{vcpu_id}"] for vcpu_id in self.vm["vcpus"]}
-            self.programs = {vcpu_id: read.get(f"program/{vcpu_id}", ()) for vcpu_id in self.vm["vcpus"]}
-            self.counters = read.get("counters", {})
-            self.options: dict[str, Any] = {name: self.vm[name] for name in OPTIONS}
-            self.threads = [(vcpu, behaviour, handle) for vcpu, behaviour, handle in self.vm["threads"]]
+            parts = upgraded(parts)
+            self.vm = form.decoded(form.MACHINE, "vm", parts["vm"])
+            self.slots = form.Slots(parts)
+            clock = parts.get("clock")
+            self.clock = None if clock is None else form.decoded(form.CLOCK, "clock", clock)
+            self.coalesced = form.decoded(form.COALESCED, "coalesced", parts.get("coalesced", b"{}"))
+            kept = parts.get("interrupts")
+            self.interrupts = None if kept is None else form.decoded(form.INTERRUPTS, "interrupts", kept)
+            self.counters = form.decoded(form.COUNTERS, "counters", parts.get("counters", b"{}"))
+            self.cpus = {vcpu: form.decoded(form.CPU, f"cpu/{vcpu}", parts[f"cpu/{vcpu}"]) for vcpu in self.vm.vcpus}
+            self.programs: dict[int, Any] = {
+                vcpu: from_json(parts[f"program/{vcpu}"]) for vcpu in self.vm.vcpus if f"program/{vcpu}" in parts
+            }
+        except KeyError as error:
+            raise UnreadableError(f"the part {error} is missing") from error
+        except KvmError:
+            raise  # not damaged, but not for this version
         except UNREADABLE as error:
-            raise UnreadableError(f"{type(error).__name__}: {error}") from error
+            raise UnreadableError(str(error)) from error
+        # What is not known here is for the registry to refuse.
+        self.options: dict[str, Any] = {name: getattr(self.vm, name) for name in OPTIONS}
+        self.options["switches"] = self.vm.switches.model_dump()
 
-
-def _check(parts: Mapping[str, bytes], vcpus: Iterable[int]) -> None:
-    """Every part that a machine is made of has its form. ``KeyError``: one is missing; ``ValueError``: which not."""
-    check(MACHINE, "vm", parts["vm"])
-    check(SLOTS, "slots", parts["slots"])
-    check(COUNTERS, "counters", parts.get("counters", b"{}"))
-    for vcpu_id in vcpus:
-        check(CPU, f"cpu/{vcpu_id}", parts[f"cpu/{vcpu_id}"])
+    def check(self) -> None:
+        """Do the part of the work that takes time and no machine. ``UnreadableError``: the slots contradict it."""
+        try:
+            _ = self.slots.made
+        except UNREADABLE as error:
+            raise UnreadableError(str(error)) from error
 
 
 async def restore(
@@ -73,79 +77,59 @@ async def restore(
 
     ``UnreadableError``: what was kept contradicts itself. Errors as ``Registry.create``. Nothing is left then.
     """
-    machine = registry.make(vm_id or saved.id, vcpus=len(saved.cpus), **saved.options)
+    machine = registry.make(vm_id or saved.vm.id, vcpus=len(saved.cpus), **saved.options)
     try:
+        await fill(machine)
         try:
-            await fill(machine)
-            _load(machine, saved)
-            await _come_up_kicked(machine)
-        except BaseException:
-            await machine.destroy()
-            if machine.journal is not None:
-                await machine.journal.forget(machine)
-            raise
-    except UNREADABLE as error:
-        raise UnreadableError(f"virtual machine {vm_id or saved.id}: {type(error).__name__}: {error}") from error
-    if machine.id in registry.machines:
-        await machine.destroy()
-        if machine.journal is not None:
-            await machine.journal.forget(machine)
-        raise KvmError(errno.EEXIST, "restore", f"virtual machine {machine.id!r} exists", field="id")
-    registry.machines[machine.id] = machine
+            await _load(machine, saved)
+        except UNREADABLE as error:
+            raise UnreadableError(str(error)) from error
+        await machine.window.come_up()
+        registry.join(machine)
+    except BaseException:
+        await registry.discard(machine)
+        raise
     registry.log.emit(machine.id, "kvm_restore_vm", None, {"variant": machine.variant, "engine": machine.engine})
-    for vcpu_id, behaviour, handle_exits in saved.threads:
-        vcpu = machine.vcpu(vcpu_id)
-        machine.threads[vcpu_id] = VmmThread(machine, vcpu, behaviour, handle_exits=handle_exits, held=True)
+    for vcpu_id, behaviour, handle_exits in saved.vm.threads:
+        machine.threads.start(machine.vcpu(vcpu_id), behaviour, handle_exits=handle_exits, held=True)
     return machine
 
 
-def _load(machine: Machine, saved: Saved) -> None:
+async def _load(machine: Machine, saved: Saved) -> None:
+    """Nobody knows the machine yet: guests of others have their turns between its vCPUs."""
     vm = machine.vm
-    machine.kick_id = int(saved.vm["kick_id"])
+    machine.window.kick_id = saved.vm.kick_id
     machine.history.dropped = 1  # what led here is not known: the script of this machine cannot be replayed
-    vm.memslots.load(saved.slots)
-    vm.memslots.generation += 1
-    if saved.vm["running"]:
+    saved.vm.arch.into(vm.arch)
+    saved.vm.dirty_log.into(vm.memslots)
+    saved.slots.into(vm.memslots)
+    if saved.vm.running:
         all_dirty(vm.memslots, machine.memory)
-    for vcpu_id, bits in zip(saved.vm["vcpus"], saved.vm["requests"], strict=True):
+    if saved.clock is not None:
+        saved.clock.into(vm.arch.clock)
+    saved.coalesced.into(vm.arch.coalesced)
+    if saved.interrupts is not None:
+        saved.interrupts.into(machine)
+    for vcpu_id, bits in zip(saved.vm.vcpus, saved.vm.requests, strict=True):
         vcpu = vm.prepare_vcpu(vcpu_id)
+        assert isinstance(vcpu, Vcpu)  # the real kernel's are not kept
         vm.vcpus[vcpu_id] = vcpu
-        vcpu.requests.bits = int(bits) & KNOWN_REQUESTS
-        _load_vcpu(vcpu, saved.cpus[vcpu_id], saved.programs[vcpu_id])
-        counters = saved.counters.get(str(vcpu_id))
-        if counters is not None:
-            vcpu.watched.counters = Counters(*map(int, counters))
+        vcpu.requests.bits = bits & KNOWN_REQUESTS
+        saved.cpus[vcpu_id].into(vcpu, saved.programs.get(vcpu_id, ()))
+        KVM_REGS.pack(vcpu.guest.registers())  # what nobody could read is no register
+        KVM_SREGS.pack(vcpu.guest.special_registers())
+        await asyncio.sleep(0)
+    form.load_counters(saved.counters, vm.vcpus.values())
+    machine.start_timers()
     vm.lifetime.online = tuple(vm.vcpus)
-    vm.variant.load(saved.vm["window"], machine.thread().process)
+    vm.variant.load(saved.vm.window.model_dump(), machine.thread().process)
 
 
-def _load_vcpu(vcpu: Vcpu, saved: Mapping[str, Any], program: Any) -> None:
-    arch, page = saved["arch"], saved["page"]
-    vcpu.arch.mp_state = MpState(arch["mp_state"])
-    vcpu.arch.pending = load_exit(arch["pending"])
-    vcpu.arch.irr = tuple(sorted((int(vector) & 0xFF for vector in arch["irr"]), reverse=True))
-    vcpu.arch.nmi, vcpu.arch.init = bool(arch["nmi"]), bool(arch["init"])
-    vcpu.arch.sipi = None if arch["sipi"] is None else int(arch["sipi"]) & 0xFF
-    vcpu.run_page.exit_reason = ExitReason(page["exit_reason"])
-    vcpu.run_page.exit = load_exit(page["exit"])
-    vcpu.run_page.reply = None if page["reply"] is None else bytes.fromhex(page["reply"])
-    vcpu.run_page.immediate_exit, vcpu.run_page.kept = bool(page["immediate_exit"]), bool(page.get("kept", False))
-    vcpu.run_page.request_interrupt_window = bool(page["request_interrupt_window"])
-    vcpu.task.signal = bool(saved["signal"])
-    guest: Any = vcpu.guest
-    if isinstance(guest, ScriptGuest):
-        guest.load(saved["guest"], program)
-    elif vcpu.arch.pending is None:
-        guest.load({**saved["guest"], "pending": None})  # the CPU waits for nothing that KVM_RUN would not finish
-    else:
-        guest.load(saved["guest"])
-    KVM_REGS.pack(guest.registers())  # what nobody could read is no register
-    KVM_SREGS.pack(guest.special_registers())
-
-
-async def _come_up_kicked(machine: Machine) -> None:
-    """An open window stays as it was, whoever has left through it already; without one, KICK opens one."""
-    machine.proceed.clear()
-    if not machine.vm.variant.holds:
-        machine.kick_id += 1
-        await machine.call(machine.vm.kick_all_running_vcpus(machine.thread("kicker")))
+def all_dirty(memslots: Memslots, memory: HostMemory) -> None:
+    """Guests ran on after the last record: report every page of a logged slot that they could have written."""
+    for slot in memslots.slots.values():
+        if slot.logged:
+            for run in memory.runs(slot.userspace_addr, slot.npages << PAGE_SHIFT):
+                if run.address is not None:
+                    first = run.hva - slot.userspace_addr >> PAGE_SHIFT
+                    memslots.dirty[slot.id].update(range(first, first + (run.size >> PAGE_SHIFT)))

@@ -11,21 +11,20 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from app.core.trace import VcpuState
-from app.core.uapi import Fd, MpState
-from app.core.vm import Switches, System, Vm
-from app.guests.kvm import device
-from app.guests.kvm.vcpu import DeviceVcpu
-from app.guests.kvm.vm import DeviceVm
-from app.runtime.history import keeps_history
-from app.runtime.machine import Machine
-from app.runtime.tasks import perform
+from kickstand.core.trace import VcpuState
+from kickstand.core.uapi import Fd, Ioctl, MpState
+from kickstand.core.vm import Switches, System, Vm
+from kickstand.guests.kvm import device
+from kickstand.guests.kvm.vcpu import DeviceVcpu
+from kickstand.guests.kvm.vm import DeviceVm
+from kickstand.runtime.calls.arguments import Memory
+from kickstand.runtime.driver.tasks import perform
+from kickstand.runtime.machine import Machine
 
 T = TypeVar("T")
 LEAVE_S = 5.0
 
 
-@keeps_history("get_regs", "get_sregs", "get_mp_state", "set_mp_state", "set_cpuid_supported")
 class DeviceMachine(Machine):
     """``KvmError`` EOPNOTSUPP, with the reason, where the device cannot be used."""
 
@@ -47,25 +46,17 @@ class DeviceMachine(Machine):
 
     # -- ioctls ----------------------------------------------------------------------------------------------
 
-    async def get_regs(self, vcpu_id: int) -> dict[str, int]:
-        """KVM_GET_REGS; waits for KVM_RUN to end."""
-        return await self._in_turn(vcpu_id, self._device_vcpu(vcpu_id).guest.registers)
+    async def _look(self, vcpu_id: int, read: Callable[[], T]) -> T:
+        return await self._in_turn(vcpu_id, read)
 
-    async def get_sregs(self, vcpu_id: int) -> dict[str, object]:
-        """KVM_GET_SREGS; waits for KVM_RUN to end."""
-        return await self._in_turn(vcpu_id, self._device_vcpu(vcpu_id).guest.special_registers)
-
-    async def get_mp_state(self, vcpu_id: int) -> MpState:
-        """KVM_GET_MP_STATE; waits for KVM_RUN to end."""
+    async def _mp_state(self, vcpu_id: int) -> MpState:
         return await self._in_turn(vcpu_id, self._device_vcpu(vcpu_id).read_mp_state)
 
-    async def set_mp_state(self, vcpu_id: int, mp_state: int) -> None:
-        """KVM_SET_MP_STATE; waits for KVM_RUN to end."""
+    async def _set_mp_state(self, vcpu_id: int, mp_state: int) -> None:
         vcpu = self._device_vcpu(vcpu_id)
         await self._in_turn(vcpu_id, lambda: vcpu.write_mp_state(mp_state))
 
-    async def set_cpuid_supported(self, vcpu_id: int) -> None:
-        """KVM_SET_CPUID2 with what KVM_GET_SUPPORTED_CPUID lists. EINVAL once the vCPU has been in guest mode."""
+    async def _set_cpuid_supported(self, vcpu_id: int) -> None:
         vcpu = self._device_vcpu(vcpu_id)
         await self._in_turn(vcpu_id, lambda: vcpu.set_cpuid(self.vm.device.supported_cpuid()))
 
@@ -77,6 +68,13 @@ class DeviceMachine(Machine):
             return await self._in_turn(vcpu_id, lambda: device.issue(vcpu.fd, request))
         return device.issue(self.vm.fd if fd is Fd.VM else self.vm.device.fd, request)
 
+    async def issue(self, abi: Ioctl, number: int, memory: Memory, vcpu_id: int | None) -> int:
+        """An ioctl whose structure lies in ``memory``, which the kernel finds at the same addresses."""
+        if vcpu_id is None:
+            return device.issue_at(self.vm.fd, abi.request, number, memory)
+        vcpu = self._device_vcpu(vcpu_id)
+        return await self._in_turn(vcpu_id, lambda: device.issue_at(vcpu.fd, abi.request, number, memory))
+
     # -- life ------------------------------------------------------------------------------------------------
 
     async def destroy(self) -> None:
@@ -84,10 +82,13 @@ class DeviceMachine(Machine):
         if not self._dead:
             await perform(self.vm.destroy(), self.choose)
             await self._leave_kvm_run()
+        await super().destroy()
+
+    async def _close(self) -> None:
         try:
-            await super().destroy()
-        finally:
             self.vm.close()
+        finally:
+            await super()._close()
 
     async def _leave_kvm_run(self) -> None:
         async with asyncio.timeout(LEAVE_S):
@@ -96,6 +97,6 @@ class DeviceMachine(Machine):
                     vcpu.guest.kick()
                 await asyncio.sleep(0.001)
 
-    def describe(self) -> dict[str, Any]:
+    def shape(self) -> dict[str, Any]:
         """The VM's shape; ``kicked_by`` is the variant that stands in for one that needs a changed kernel."""
-        return super().describe() | {"kicked_by": self.vm.variant.name}
+        return super().shape() | {"kicked_by": self.vm.variant.name}

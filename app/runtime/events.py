@@ -106,7 +106,7 @@ class EventLog:
 
     def tracer(self, vm: str | None) -> Callable[[str, int | None, Mapping[str, object]], int]:
         """``emit`` of one VM, for what happens a few times in every KVM_RUN."""
-        ring, capacity, clock = self._ring, self.capacity, self._clock  # plain names: see ``app.core.trace``
+        ring, capacity, clock = self._ring, self.capacity, self._clock  # plain names: see ``kickstand.core.trace``
 
         def emit(name: str, vcpu: int | None, fields: Mapping[str, object]) -> int:
             self.seq = seq = self.seq + 1

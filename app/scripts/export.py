@@ -15,20 +15,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from app.core.errors import KvmError, errno_name
-from app.core.memslots import Region
-from app.core.run_page import Cause, RunResult
-from app.core.uapi import PAGE_SHIFT, MpState
-from app.guests.host_memory import Arena
-from app.runtime import views
-from app.runtime.events import to_json
-from app.runtime.history import Call
-from app.runtime.machine import Machine
-from app.scripts.errors import ScriptError
-from app.scripts.parse import parse_operation
-from app.scripts.player import run_result
-from app.scripts.presets import PRESETS
-from app.scripts.script import Checker, ScriptLimits
+from kickstand.core.arch.irq.routing import MsiRoute, Route
+from kickstand.core.errors import KvmError, errno_name
+from kickstand.core.memslots import Region
+from kickstand.core.run.run_page import Cause, RunResult
+from kickstand.core.uapi import PAGE_SHIFT, MpState
+from kickstand.guests.host_memory import Arena
+from kickstand.runtime.calls.history import Call
+from kickstand.runtime.events import to_json
+from kickstand.runtime.machine import Machine
+from kickstand.runtime.observed import views
+from kickstand.scripts.language.errors import ScriptError
+from kickstand.scripts.language.parse import parse_operation
+from kickstand.scripts.language.presets import PRESETS
+from kickstand.scripts.language.script import Checker, ScriptLimits
+from kickstand.scripts.play.forms import run_result
 
 KICK_AFTER_MS = 10
 OF_VCPU = frozenset(
@@ -42,7 +43,11 @@ OF_VCPU = frozenset(
         "interrupt",
         "nmi",
         "set_cpuid_supported",
+        "set_cpuid2",
+        "set_msrs",
         "set_program",
+        "get_lapic",
+        "set_lapic",
         "stop_thread",
     }
 )
@@ -52,20 +57,44 @@ UNBOUNDED = ScriptLimits(operations=1 << 62, memory=1 << 62, arenas=1 << 62, rea
 
 Shape = tuple[str, dict[str, Any], dict[str, Any]]  # op, args, and the fields of a result that is no failure
 # Where an operation's arguments or result fields are not those of the method that performs it.
+OPERATIONS = {"set_regs": "change_regs", "set_cpuid2": "set_cpuid"}
 ARGUMENTS: dict[str, Callable[[dict[str, Any], Any], dict[str, Any]]] = {
     "set_regs": lambda args, _: {"vcpu": args["vcpu"], "regs": dict(args["registers"])},
+    "set_cpuid2": lambda args, _: {"vcpu": args["vcpu"], "entries": [asdict(entry) for entry in args["entries"]]},
+    "set_msrs": lambda args, _: {
+        "vcpu": args["vcpu"],
+        "msrs": [{"index": index, "data": data} for index, data in args["msrs"]],
+    },
+    "set_pit": lambda args, _: {"hex": args["state"].hex()},
+    "set_irqchip": lambda args, _: {"chip_id": args["chip_id"], "hex": args["state"].hex()},
+    "set_lapic": lambda args, _: {"vcpu": args["vcpu"], "hex": args["page"].hex()},
+    "set_gsi_routing": lambda args, _: {"entries": [_route(*entry) for entry in args["entries"]]},
+    "signal_msi": lambda args, _: {"address": args["address"], "data": args["data"]},
     "set_sregs": lambda args, _: {"vcpu": args["vcpu"], "preset": None, "changes": dict(args["changes"])},
     "get_sregs": lambda args, sregs: {**args, "only": list(sregs or ())},
     "set_mp_state": lambda args, _: {**args, "mp_state": int(args["mp_state"])},
-    "clear_dirty_log": lambda args, _: {**args, "bits": list(args["bits"])},
+    "clear_dirty_log": lambda args, _: {**args, "bits": list(args["bits"])} if args.get("bits") is not None else args,
 }
+
+
+def _route(gsi: int, route: Route, flags: int) -> dict[str, int]:
+    if isinstance(route, MsiRoute):
+        return {"gsi": gsi, "address": route.address, "data": route.data, "flags": flags}
+    return {"gsi": gsi, "irqchip": int(route.chip), "pin": route.pin, "flags": flags}
+
+
 RESULTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "kick": lambda done: {"changed": done["changed"], "holds": done["holds"]},
     "resume": lambda done: {"changed": done["changed"], "holds": done["holds"]},
+    "get_lapic": lambda page: {"hex": page.hex()},
+    "get_pit": lambda state: {"hex": state.hex()},
+    "get_irqchip": lambda state: {"hex": state[1].hex()},
+    "irq_line_status": lambda done: {"status": done["status"]},
     "get_regs": lambda regs: {"regs": regs},
     "get_sregs": lambda sregs: {"sregs": sregs},
     "get_mp_state": lambda mp_state: {"mp_state": MpState(mp_state).name},
-    "signal_msi": lambda delivered: {"delivered": delivered},
+    "set_msrs": lambda taken: {"taken": taken},
+    "signal_msi": lambda accepted: {"delivered": accepted > 0},
 }
 
 
@@ -225,7 +254,7 @@ class _Recorder:
         if shape_args is not None:
             args = shape_args(args, call.result)
         result = shape_result(call.result) if shape_result is not None and call.error is None else {}
-        return "change_regs" if call.name == "set_regs" else call.name, args, result
+        return OPERATIONS.get(call.name, call.name), args, result
 
     def _create_vcpu(self, call: Call) -> Shape:
         args = {"id": call.arguments["vcpu_id"]}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import httpx
 
-from app.api.context import Context
-from app.main import Server, bind, create_app
-from app.settings import Settings
+from kickstand.api.context import Context
+from kickstand.main import Server, bind, create_app
+from kickstand.settings import Settings
 
 WAIT_S = 10
 

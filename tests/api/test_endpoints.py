@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.core.trace import VcpuState
+from kickstand.core.trace import VcpuState
 from tests.api.live import assert_problem, until
 
 PAGE = 4096
@@ -201,7 +201,7 @@ async def test_a_server_side_thread_starts_once_and_stops(client, vm):
 
 @pytest.mark.slow
 async def test_every_limit_of_vms_and_vcpus_is_told():
-    from app.settings import Limits
+    from kickstand.settings import Limits
     from tests.api.live import live
 
     async with (
@@ -211,3 +211,23 @@ async def test_every_limit_of_vms_and_vcpus_is_told():
         assert_problem(await client.post("/vms"), 507, "ENOSPC")
         assert_problem(await client.post("/vcpu", json={"id": 2}), 422, "EINVAL")
         assert_problem(await client.post("/vm/host-memory", json={"size": 2 * PAGE}), 507, "ENOMEM")
+
+
+# -- CPUID and MSRs ------------------------------------------------------------------------------------------
+
+
+async def test_a_vcpu_has_the_cpuid_and_the_msrs_that_were_put_there(client):
+    await client.post("/vms", json={"id": "model", "vcpus": 1, "engine": "x86"})
+    supported = (await client.get("/kvm/cpuid")).json()["entries"]
+    path = "/vms/model/vcpu/0"
+    assert (await client.get(f"{path}/cpuid")).json()["entries"] == supported
+    shorter = [entry for entry in supported if entry["function"] != "0x7"]
+    assert (await client.put(f"{path}/cpuid", json={"entries": shorter})).json()["entries"] == shorter
+    assert_problem(await client.put(f"{path}/sregs", json={"cr4": "0x100000"}), 422, "EINVAL")
+    msrs = [{"index": "0xc0000081", "data": "0x5"}, {"index": 0x277, "data": 2}]
+    assert (await client.put(f"{path}/msrs", json={"msrs": msrs})).json() == {"taken": 1}
+    asked = await client.get(f"{path}/msrs", params={"index": ["0xc0000081", "0x1234"]})
+    assert asked.json() == {"msrs": [{"index": "0xc0000081", "data": "0x5"}]}
+    assert len((await client.get(f"{path}/msrs")).json()["msrs"]) > 20
+    assert_problem(await client.get("/vcpu/0/msrs"), 501, "ENOTTY")
+    await client.delete("/vms/model")

@@ -27,7 +27,7 @@ async def test_a_job_decides_its_cells_and_says_so_on_the_events(client, server)
     verdicts = {cell["variant"]: cell["verdict"] for cell in job["cells"]}
     assert verdicts == {"none": "violated", "sticky": "holds"}
     torn = next(cell for cell in job["cells"] if cell["variant"] == "none")
-    assert torn["token"].startswith("ks1:")
+    assert torn["token"].startswith("ks2:")
     assert torn["counterexample"]["steps"]
     names = [record.name for record in server.registry.log.since(before)[0]]
     assert names.count("exploration_cell") == 2

@@ -5,7 +5,7 @@ import json
 import pytest
 import pytest_asyncio
 
-from app.scripts.player import pattern
+from kickstand.scripts.play.forms import pattern
 from tests.api.live import assert_problem
 
 PAGE = 4096
@@ -69,13 +69,18 @@ async def test_host_memory_is_written_whole_or_not_at_all(client, vm, memory):
         ({"size": -1}, 422, "EINVAL"),
         ({"size": 1, "name": "n" * 65}, 422, "EINVAL"),
         ({"size": 1, "name": "\0"}, 422, "EINVAL"),
-        ({"size": 1, "name": "\ud800"}, 422, "EINVAL"),
     ],
 )
 async def test_host_memory_that_cannot_be_is_refused(client, vm, body, status, errno):
     answer = await client.post(f"{vm}/host-memory", content=json.dumps(body), headers=JSON)
     problem = assert_problem(answer, status, errno)
     assert problem["errors"][0]["pointer"] in ("/size", "/fill", "/name")
+
+
+async def test_half_a_character_is_no_json(client, vm):
+    answer = await client.post(f"{vm}/host-memory", content=json.dumps({"size": 1, "name": "\ud800"}), headers=JSON)
+    problem = assert_problem(answer, 422, "EINVAL")
+    assert problem["errors"][0]["pointer"] in ("", "/name")
 
 
 # -- slots ---------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ import re
 import pytest
 import pytest_asyncio
 
-from app.core.trace import VcpuState
-from app.main import _raise_file_limit
+from kickstand.core.trace import VcpuState
+from kickstand.main import _raise_file_limit
 from tests.api.live import assert_problem, live, until
 
 
@@ -44,7 +44,7 @@ async def test_immediate_exit_answers_eintr_without_entering_the_guest(client, m
 @pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/json"}, {"Content-Type": "text/plain"}])
 async def test_an_empty_body_is_an_ordinary_run_whatever_its_content_type(client, machine, vm, headers):
     task = await parked(client, machine, f"{vm}/vcpu/0/run", content=b"", headers=headers)
-    machine.signal(0)
+    await machine.signal(0)
     assert (await task).json()["cause"] == "signal"
 
 
@@ -78,7 +78,7 @@ async def test_a_reply_is_refused_while_another_run_is_inside_since_no_access_wa
     task = await parked(client, machine, f"{vm}/vcpu/0/run")
     problem = assert_problem(await client.post(f"{vm}/vcpu/0/run", json={"reply": "00"}), 422, "EINVAL")
     assert problem["errors"][0]["pointer"] == "/reply"
-    machine.signal(0)
+    await machine.signal(0)
     await task
     assert machine.vm.vcpus[0].run_page.reply is None
 
@@ -88,7 +88,7 @@ async def test_nowait_answers_ebusy_while_another_run_is_inside(client, machine,
     problem = assert_problem(await client.post(f"{vm}/vcpu/0/run", json={"nowait": True}), 409, "EBUSY")
     assert problem["retryable"]
     assert problem["vcpu"] == 0
-    machine.signal(0)
+    await machine.signal(0)
     await task
 
 
@@ -96,10 +96,10 @@ async def test_a_second_run_waits_on_the_vcpu_mutex(client, machine, vm):
     first = await parked(client, machine, f"{vm}/vcpu/0/run")
     second = asyncio.create_task(client.post(f"{vm}/vcpu/0/run"))
     await until(lambda: len(machine.runs) == 2)
-    machine.signal(0)
+    await machine.signal(0)
     assert (await first).json()["cause"] == "signal"
     await until(in_guest(machine))
-    machine.signal(0)
+    await machine.signal(0)
     assert (await second).json()["cause"] == "signal"
 
 
@@ -126,7 +126,7 @@ async def test_a_departed_client_that_waited_for_the_mutex_leaves_the_run_inside
     await until(lambda: len(machine.runs) == 1)
     assert in_guest(machine)()
     assert not first.done()
-    machine.signal(0)
+    await machine.signal(0)
     await first
 
 
@@ -244,7 +244,7 @@ async def test_a_client_that_goes_away_before_its_body_is_there_is_no_error(serv
 
 @pytest.mark.slow
 async def test_more_parked_runs_than_the_limit_are_refused_and_retryable():
-    from app.settings import Limits
+    from kickstand.settings import Limits
 
     async with live(limits=Limits(parked_runs=1)) as server, server.client() as client:
         machine = server.registry.get("default")
@@ -254,5 +254,5 @@ async def test_more_parked_runs_than_the_limit_are_refused_and_retryable():
         assert problem["retryable"]
         assert refused.headers["retry-after"] == "1"
         assert "parked_runs" in problem["detail"]
-        machine.signal(0)
+        await machine.signal(0)
         await task

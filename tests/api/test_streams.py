@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from app.api.hub import NDJSON, SSE, Hub, Sleeper, Span, View
-from app.api.streams import Stream
-from app.runtime.events import EventLog, Record
-from app.settings import Limits, StreamSettings
+from kickstand.api.hub import NDJSON, SSE, Hub, Sleeper, Span, View
+from kickstand.api.streams import Stream
+from kickstand.runtime.events import EventLog, Record
+from kickstand.settings import Limits, StreamSettings
 from tests.api.live import assert_problem, events, live, until
 
 
@@ -107,7 +107,9 @@ async def test_an_idle_stream_has_a_heartbeat(ndjson):
     ):
         assert (await stream.next())["event"] == "snapshot"
         if ndjson:
-            assert (await stream.next())["event"] == "heartbeat"
+            beat = await stream.next()
+            assert beat["event"] == "heartbeat"
+            assert beat["data"]["t_ns"] > 0
         else:
             asyncio.get_running_loop().call_later(0.05, server.registry.log.emit, "default", "kvm_kick", 0, {})
             await stream.next()
@@ -206,18 +208,21 @@ async def test_streams_that_open_in_the_same_turn_of_the_loop_share_one_snapshot
     def opened(view):
         return Stream(hub, view, NDJSON, describe, lambda: False)
 
-    streams = [opened(View("vm")) for _ in range(3)]
-    first = streams[0].opening(None)
-    log.emit("vm", "between", None, {})
-    assert [stream.opening(None) for stream in streams[1:]] == [first, first]
-    assert b'"event":"between"' in streams[1].following()  # what came after the snapshot is not missing
-    assert json.loads(opened(View("other")).opening(None))["data"]["made"] == 2
-    await asyncio.sleep(0)
-    assert json.loads(opened(View("vm")).opening(None))["data"]["made"] == 3
-    log.emit("vm", "later", None, {})
+    async def emitted(name):
+        log.emit("vm", name, None, {})
+
+    first, second, third, other = [opened(View(vm)) for vm in ("vm", "vm", "vm", "other")]
+    turn = await asyncio.gather(
+        first.opening(None), emitted("between"), second.opening(None), third.opening(None), other.opening(None)
+    )
+    assert turn[0] == turn[2] == turn[3]
+    assert b'"event":"between"' in await second.following()  # what came after the snapshot is not missing
+    assert json.loads(turn[4])["data"]["made"] == 2
+    assert json.loads(await opened(View("vm")).opening(None))["data"]["made"] == 3
     ahead = opened(View("vm"))
+    log.emit("vm", "later", None, {})
     ahead.seq = log.seq
-    assert json.loads(ahead.snapshot())["data"]["made"] == 4  # none older than what this one has shown
+    assert json.loads(await ahead.snapshot())["data"]["made"] == 4  # none older than what this one has shown
 
 
 @pytest.mark.parametrize("capacity", [1_000, 100])
@@ -229,17 +234,21 @@ async def test_a_gap_counts_what_its_view_would_have_shown_and_goes_up_to_a_snap
     for number in range(300):
         log.emit("one" if number % 3 else "two", "kvm_x", number % 2, {})
     fresh = [Stream(hub, view, NDJSON, dict, lambda: False) for view in shown]
-    for stream in fresh:
-        stream.opening(None)
-    log.emit("one", "kvm_y", 1, {})
-    lost = max(0, log.seq - capacity)
-    for view, stream in zip(shown, slow, strict=True):
-        gap, snapshot = map(json.loads, stream.following().splitlines())
+
+    async def seen(view, stream):
+        gap, snapshot = map(json.loads, (await stream.following()).splitlines())
         kept = [number for number in range(300) if number + 1 > lost]
         missed = [n for n in kept if view.vm is None or (n % 3 and (view.vcpu is None or n % 2))]
         assert (gap["data"]["from"], gap["data"]["to"], gap["data"]["count"]) == (1, 300, lost + len(missed))
         assert gap["data"]["seq"] == snapshot["data"]["seq"] == 300
-        assert [json.loads(line)["data"]["seq"] for line in stream.following().splitlines()] == [301]
+        assert [json.loads(line)["data"]["seq"] for line in (await stream.following()).splitlines()] == [301]
+
+    async def emitted():
+        log.emit("one", "kvm_y", 1, {})
+
+    lost = max(0, log.seq + 1 - capacity)
+    readers = [seen(view, stream) for view, stream in zip(shown, slow, strict=True)]
+    await asyncio.gather(*[stream.opening(None) for stream in fresh], emitted(), *readers)
 
 
 async def test_a_reader_that_stalls_while_thirty_megabytes_pass_costs_little_memory_and_gets_one_gap():

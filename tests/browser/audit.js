@@ -27,6 +27,12 @@
     if (node.matches("ul > :not(li), ol > :not(li)")) fault("list with something else", node);
     if (node.scrollHeight > node.clientHeight + 4 && /auto|scroll/.test(getComputedStyle(node).overflowY) && node.tabIndex < 0 && !node.querySelector("button, a, input, select, summary")) fault("scrolls but cannot be focused", node);
   }
+  const cut = (node) => getComputedStyle(node).overflowX === "hidden" && node.clientWidth > 1 && node.scrollWidth > node.clientWidth + 1;
+  for (const node of scope) if (!node.matches("select") && node.textContent.trim() && cut(node)) fault("text is cut off", node);
+  if (document.documentElement.scrollWidth > innerWidth + 1) {
+    const out = scope.findLast((node) => node.getBoundingClientRect().right > innerWidth + 1 && !node.closest(".scroll"));
+    fault("wider than the window", out ?? document.body);
+  }
   const ids = [...document.querySelectorAll("[id]")].map((node) => node.id);
   for (const id of new Set(ids)) if (ids.filter((other) => other === id).length > 1) fault("identifier twice", document.getElementById(id));
   for (const node of document.querySelectorAll("[aria-describedby], [aria-labelledby]")) {

@@ -13,6 +13,7 @@ from pathlib import Path
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 START_S = 60
 NETWORK_CHANGED = "net::ERR_NETWORK_CHANGED"
+EXPLORING_S = 400  # without a word: it has a process of its own, which has to import everything first
 PATIENCE_S = 40  # far more than anything takes: a busy machine is no failure
 # The first is needed where tests run as root, the second where /dev/shm is small, as in a container.
 ARGUMENTS = ("--no-sandbox", "--disable-dev-shm-usage")
@@ -47,7 +48,7 @@ class Server:
         self.url = ""
 
     def start(self):
-        command = [sys.executable, "-m", "app", "serve", "--port", str(self.port), "--ephemeral", *self.options]
+        command = [sys.executable, "-m", "kickstand", "serve", "--port", str(self.port), "--ephemeral", *self.options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         end = time.monotonic() + START_S
         for line in self.process.stdout:
@@ -102,6 +103,16 @@ def visit(page, url):
         page.reload()
 
 
+def opened(page, url):
+    """Open the dashboard and wait until it knows what was and what is, and is connected."""
+    visit(page, url)
+    settled(page)
+
+
+def settled(page):
+    until(page, "window.kickstand?.ready && kickstand.live.status === 'live'")
+
+
 def audit(page):
     """The page's accessibility faults."""
     return page.evaluate((Path(__file__).parent / "audit.js").read_text())
@@ -112,11 +123,24 @@ def until(page, expression):
     return eventually(page, lambda: page.evaluate(expression), expression)
 
 
-def eventually(page, condition, what):
+def explored(page):
+    """Wait for the end of an exploration, which takes what the machine needs; it must only go on."""
+    told = ""
+    while not told.startswith("done"):
+        told = eventually(page, lambda before=told: _news(page, before), f"an end, after {told!r}", EXPLORING_S)
+    return told
+
+
+def _news(page, before):
+    told = page.inner_text("#main .story")
+    return told != before and told
+
+
+def eventually(page, condition, what, patience_s=PATIENCE_S):
     """Ask until a condition holds, letting the page go on meanwhile. ``what`` is said if it never does."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + patience_s
     while not (found := condition()):
         if time.monotonic() > end:
-            raise AssertionError(f"not within {PATIENCE_S} s: {what}")
+            raise AssertionError(f"not within {patience_s} s: {what}")
         page.wait_for_timeout(40)
     return found

@@ -4,7 +4,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.browser.browser import NETWORK_CHANGED, browsing, missing, serving, until, visit
+from tests.browser.browser import NETWORK_CHANGED, browsing, missing, opened, serving, until
 
 REASON = missing()
 
@@ -74,9 +74,7 @@ def context(chromium, server):
 def page(context, server):
     """The dashboard, with its stream open. Its address names a view, so that the story does not begin by itself."""
     made = context.new_page()
-    visit(made, f"{server.url}#view=overview")
-    until(made, "window.kickstand?.live.status === 'live' && kickstand.info !== null")
-    until(made, "document.querySelector('#do-kick') !== null")
+    opened(made, f"{server.url}#view=overview")
     return made
 
 

@@ -1,6 +1,6 @@
 /* Makes a store of one vCPU in the guest and one slot at 0x1000, applies events after number 5, and says what came of it. */
 async (events) => {
-  const { Store } = await import("/dashboard/store.js");
+  const { Store } = await import("/dashboard/model/store.js");
   const store = new Store();
   store.snapshot([{
     id: "v", variant: "sticky", engine: "script", mode: "precise", irqchip: false, kicked: false, holds: 0,

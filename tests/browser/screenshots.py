@@ -6,11 +6,13 @@ The pictures show a live server with a scene that is the same every time, as far
 import sys
 from pathlib import Path
 
-from tests.browser.browser import browsing, missing, serving, until
+from tests.browser.browser import browsing, explored, missing, serving, until
 from tests.browser.palette import pack
+from tests.browser.sleepers import put_to_sleep
+from tests.browser.test_views import open_view
 
-SIZE = {"width": 1260, "height": 800}
-TALL = {"width": 1260, "height": 1180}
+SIZE = {"width": 1280, "height": 800}
+TALL = {"width": 1280, "height": 1180}
 # Enough vCPUs that the fleet is one.
 FLEET = """(async () => {
     const form = { name: 'fleet', vcpus: 60, guest: 'mixed', variant: 'sticky', engine: 'script', irqchip: true };
@@ -33,27 +35,36 @@ def scene(page, url):
     page.wait_for_timeout(600)
 
 
-def views(page):  # noqa: PLR0915  a walk through the page, in order
+def views(page, url):  # noqa: PLR0915  a walk through the page, in order
     """Every view in a telling state; yields its name when it is there."""
 
     def show(name):
-        page.click(f"nav a[data-view={name}]")
+        open_view(page, name)
         page.mouse.move(640, 2)  # nothing is to look pointed at
         page.wait_for_timeout(500)
 
-    page.set_viewport_size(TALL)
     show("overview")
     yield "overview"
-    page.set_viewport_size(SIZE)
     page.evaluate(FLEET)
-    show("fleet")
-    yield "fleet"
-    show("table")
+    show("vcpus")
+    yield "vcpus"
+    page.click("#as-table")
     page.click(".vcpus thead button >> text=Exits")
     page.click(".vcpus thead button >> text=Exits")
     page.wait_for_timeout(500)
     yield "table"
-    page.evaluate("kickstand.runner.discard('fleet').then(() => kickstand.select('demo'))")
+    page.evaluate("kickstand.runner.discard('fleet')")
+    put_to_sleep(url)
+    until(page, "kickstand.store.vms.get('sleepers')?.count === 4")
+    page.evaluate("kickstand.select('sleepers')")
+    page.click("#as-cells")
+    until(page, "document.querySelector('.pending')?.textContent.includes('Timer')")
+    page.focus("#main canvas")
+    page.keyboard.press("ArrowRight")
+    until(page, "kickstand.vm().threads[1]?.running")
+    until(page, "document.querySelector('.pending')?.textContent.includes('0x50')")
+    yield "sleepers"
+    page.evaluate("kickstand.runner.discard('sleepers').then(() => kickstand.select('demo'))")
     show("memory")
     torn = page.evaluate("kickstand.vm().episodes.findLast((episode) => episode.torn.length).number")
     page.select_option("#main select", str(torn))
@@ -66,25 +77,10 @@ def views(page):  # noqa: PLR0915  a walk through the page, in order
     for _ in range(8):
         page.locator("#main button", has_text="Step →").click()
     page.wait_for_timeout(400)
-    yield "timeline"
-    show("lock")
-    page.select_option("#lock-episode", str(kick))
-    for _ in range(4):
-        page.locator("#main button", has_text="Step →").click()
-    page.wait_for_timeout(400)
-    yield "semaphore"
-    show("explorer")
-    page.wait_for_selector("#explore")
-    page.click("#explore")
-    until(page, "document.querySelector('#main .story').textContent.startsWith('done')")
-    yield "explorer"
-    page.click("td[data-verdict=violated] button >> nth=1")
-    page.locator("#main .counterexample button", has_text="Step →").click(click_count=20)
-    page.evaluate("scrollBy(0, document.querySelector('.counterexample').getBoundingClientRect().top - 90)")
+    page.set_viewport_size(TALL)
     page.wait_for_timeout(300)
-    yield "counterexample"
-    show("journal")
-    yield "journal"
+    yield "timeline"
+    page.set_viewport_size(SIZE)
     page.evaluate("kickstand.runner.run('kick')")
     page.wait_for_timeout(300)
     show("warnings")
@@ -93,15 +89,25 @@ def views(page):  # noqa: PLR0915  a walk through the page, in order
     page.evaluate("kickstand.runner.run('resume')")
     page.wait_for_timeout(200)
     page.click("#open-tour")
-    for step in range(3):
-        page.click("#tour-do")
-        page.wait_for_selector("#tour .found:not(:empty)")
-        page.wait_for_timeout(500)
-        if step < 2:
+    for step in (1, 2, 3):
+        until(page, f"document.querySelector('#tour h2').textContent.startsWith('{step} of 6')")
+        page.click("#tour-next")  # does the step
+        until(page, "document.querySelector('#tour .found:not(:empty)') && kickstand.runner.busy === 0")
+        if step < 3:
             page.click("#tour-next")
     page.wait_for_timeout(500)
     yield "tour"
     page.click("#tour-end")
+    show("explorer")
+    page.wait_for_selector("#explore")
+    page.click("#explore")
+    explored(page)
+    yield "explorer"
+    page.click("td[data-verdict=violated] button >> nth=1")
+    page.locator("#main .counterexample button", has_text="Step →").click(click_count=20)
+    page.evaluate("scrollBy(0, document.querySelector('.counterexample').getBoundingClientRect().top - 90)")
+    page.wait_for_timeout(300)
+    yield "counterexample"
 
 
 def save(page, blank, path):
@@ -121,7 +127,7 @@ def shoot(folder):
             blank, page = context.new_page(), context.new_page()
             page.on("pageerror", lambda error: sys.exit(f"the page complains: {error}"))
             scene(page, server.url)
-            for name in views(page):
+            for name in views(page, server.url):
                 path = folder / f"{name}-{scheme}.png"
                 save(page, blank, path)
             page.evaluate("Promise.all(['demo', 'tour'].map((name) => kickstand.runner.discard(name)))")

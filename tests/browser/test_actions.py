@@ -7,21 +7,22 @@ import subprocess
 import pytest
 
 from tests.browser.browser import audit, until
-from tests.browser.test_views import open_view, text
+from tests.browser.test_views import inside_kicks, more, open_view, text
 
-STORY_BUTTONS = (
-    "kick",
-    "resume",
-    "merge-none",
-    "split-none",
-    "merge-kick",
-    "split-kick",
-    "rounds-none",
-    "rounds-kick",
-    "wake",
-    "stop",
-    "load",
-    "start",
+STORY_BUTTONS = (  # and the action behind each
+    ("kick", "kick"),
+    ("resume", "resume"),
+    ("merge", "merge-none"),
+    ("split", "split-none"),
+    ("rounds", "rounds-none"),
+    ("inside", ""),
+    ("merge", "merge-kick"),
+    ("split", "split-kick"),
+    ("rounds", "rounds-kick"),
+    ("wake", "wake"),
+    ("stop", "stop"),
+    ("load", "load"),
+    ("start", "start"),
 )
 
 
@@ -31,9 +32,13 @@ def result(page, action):
 
 
 def test_every_button_works_on_the_story(story):
-    for action in STORY_BUTTONS:
-        until(story, f"document.querySelector('#do-{action}').getAttribute('aria-disabled') === 'false'")
-        story.click(f"#do-{action}")
+    more(story)
+    for button, action in STORY_BUTTONS:
+        if button == "inside":
+            inside_kicks(story, wanted=True)
+            continue
+        until(story, f"document.querySelector('#do-{button}').getAttribute('aria-disabled') === 'false'")
+        story.click(f"#do-{button}")
         answer = result(story, action)
         assert answer["ok"], (action, answer["text"])
     until(story, "kickstand.vm().running === 4")
@@ -51,10 +56,11 @@ def test_a_button_stays_under_a_pressed_pointer(story):
 
 
 def test_every_action_has_a_button_and_a_curl(story):
-    ids = story.evaluate("import('/dashboard/actions.js').then(({ ACTIONS }) => ACTIONS.map(({ id }) => id))")
+    more(story)
+    ids = story.evaluate("import('/dashboard/controls/actions.js').then(({ ACTIONS }) => ACTIONS.map(({ id }) => id))")
     assert len(ids) == 14
-    for name in ids:
-        assert story.locator(f"#do-{name} ~ details.curl").count() == 1, name
+    for name in {name.removesuffix("-none").removesuffix("-kick") for name in ids}:
+        assert story.locator(f"#do-{name} + details.curl").count() == 1, name
     story.click("#do-kick ~ details.curl summary")
     until(story, "document.querySelector('#do-kick ~ details.curl pre').textContent.startsWith('curl -sX POST http')")
 
@@ -63,6 +69,7 @@ def test_every_action_has_a_button_and_a_curl(story):
 def test_the_curl_under_a_button_is_the_call(story, action):
     """What the page shows is run by a shell, with the same effect."""
     if action == "load":
+        more(story)
         story.click("#do-stop")
         until(story, "kickstand.vm().running === 0")
     story.click(f"#do-{action} ~ details.curl summary")
@@ -76,7 +83,7 @@ def test_the_curl_under_a_button_is_the_call(story, action):
 
 
 def test_a_vm_with_real_machine_code_is_made_and_torn(page):
-    page.click("#controls details.group > summary")
+    more(page)
     page.fill("#controls .fields input[maxlength]", "metal")
     page.get_by_role("combobox", name="Engine").select_option("x86")
     page.click("#do-create")
@@ -88,12 +95,13 @@ def test_a_vm_with_real_machine_code_is_made_and_torn(page):
     until(page, "document.querySelector('#controls .fields pre').textContent.includes('mov  eax, [0x201000]')")
     page.click("#do-start")
     until(page, "kickstand.vm().total('pio') > 2")
-    page.click("#do-rounds-none")
+    page.click("#do-rounds")
     until(page, "kickstand.vm().torn > 0")
     result(page, "rounds-none")
     torn = page.evaluate("kickstand.vm().torn")
-    page.click("#do-rounds-kick")
-    assert re.search("no access was torn", result(page, "rounds-kick")["text"])
+    inside_kicks(page, wanted=True)
+    page.click("#do-rounds")
+    assert re.search("no hole seen", result(page, "rounds-kick")["text"])
     assert page.evaluate("kickstand.vm().torn") == torn
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#do-delete")
@@ -102,7 +110,7 @@ def test_a_vm_with_real_machine_code_is_made_and_torn(page):
 
 
 def test_variant_and_userspace_are_chosen(page):
-    page.click("#controls details.group > summary")
+    more(page)
     page.get_by_role("textbox", name="Name").fill("polite")
     page.get_by_role("spinbutton", name="vCPUs").fill("2")
     page.get_by_role("combobox", name="Variant").select_option("clear_on_exit")
@@ -129,10 +137,10 @@ def test_a_refusal_is_told_in_words(page, context):
     context.watch.expected = ("409",)
     page.evaluate("kickstand.runner.run('create', { form: { name: 'default' } })")
     assert "EEXIST" in result(page, "create")["text"]
-    page.focus("#do-merge-none")  # it can be reached, and says why not
+    page.focus("#do-merge")  # it can be reached, and says why not
     page.keyboard.press("Enter")
     assert result(page, "merge-none") == {
-        "text": "Merge, unprotected: no two neighbouring slots",
+        "text": "Merge: no two neighbouring slots",
         "ok": False,
         "busy": False,
     }
@@ -144,7 +152,7 @@ def test_the_tour_shows_problem_and_cure(page):
     assert audit(page) == []
     seen = []
     for step in range(6):
-        page.click("#tour-do")
+        page.click("#tour-do" if step % 2 else "#tour-next")  # Next does the step, too
         page.wait_for_selector("#tour .found:not(:empty)")
         until(page, "document.querySelector('#tour-do').getAttribute('aria-disabled') === 'false'")
         seen.append(text(page, "#tour .found"))
@@ -154,10 +162,14 @@ def test_the_tour_shows_problem_and_cure(page):
     assert "3 slots" in seen[0]
     assert "fell into a hole" in seen[2]
     assert "drained every vCPU" in seen[3]
-    assert "No access was torn" in seen[4]
+    assert "No hole was seen" in seen[4]
     assert "useless calls" in seen[5]
+    assert text(page, "#tour-next") == "Finish"
     page.click("#tour-next")
+    page.click("#tour-remove")
     assert not page.is_visible("#tour")
+    until(page, "!kickstand.store.vms.has('tour')")
+    assert "tour" not in page.url
 
 
 def test_everything_can_be_done_by_keyboard(page):
@@ -177,9 +189,11 @@ def test_everything_can_be_done_by_keyboard(page):
     page.keyboard.press("?")
     until(page, "document.querySelector('dialog')?.open")
     assert "What a kick does" in text(page, "dialog")
+    assert page.evaluate("document.querySelector('dialog').scrollTop") == 0
+    assert page.locator("dialog h2").bounding_box()["y"] > 0
     page.keyboard.press("Escape")
     until(page, "!document.querySelector('dialog').open")
-    for number, view in ((3, "table"), (5, "timeline"), (8, "journal")):
+    for number, view in ((2, "vcpus"), (3, "timeline"), (4, "memory"), (3, "timeline")):
         page.keyboard.press(str(number))
         until(page, f"document.querySelector('#main > .view.{view}') !== null")
     page.keyboard.press("/")
@@ -190,14 +204,16 @@ def test_everything_can_be_done_by_keyboard(page):
     reached = set()
     page.keyboard.press("Escape")
     page.evaluate("document.activeElement.blur()")
+    more(page)
     for _ in range(90):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id"))
     assert {
         "do-kick",
         "do-resume",
-        "do-merge-none",
-        "do-merge-kick",
+        "do-merge",
+        "do-split",
+        "inside",
         "do-load",
         "do-start",
         "do-stop",
@@ -208,7 +224,7 @@ def test_everything_can_be_done_by_keyboard(page):
 
 
 def test_an_open_view_follows_the_back_button(page):
-    open_view(page, "table")
+    open_view(page, "vcpus")
     open_view(page, "memory")
     page.go_back()
-    until(page, "document.querySelector('#main > .view.table') !== null")
+    until(page, "document.querySelector('#main > .view.vcpus') !== null")

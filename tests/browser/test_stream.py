@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.browser import eventually, serving, until, visit
+from tests.browser.browser import eventually, opened, serving, until
 
 
 def tabs(context, server, number):
-    opened = []
+    pages = []
     for _ in range(number):
         page = context.new_page()
-        visit(page, f"{server.url}#view=overview")
-        until(page, "window.kickstand?.live.status === 'live' && document.querySelector('#do-kick') !== null")
-        opened.append(page)
-    return opened
+        opened(page, f"{server.url}#view=overview")
+        pages.append(page)
+    return pages
 
 
 def leaders(pages):
@@ -58,6 +57,7 @@ def test_a_restart_of_the_server_under_open_tabs(chromium):
         first.bring_to_front()
         until(first, "document.body.classList.contains('stale')")
         assert "reconnecting" in first.inner_text("#connection")
+        assert "behind" not in first.inner_text("#connection")
         server.start()
         for page in (first, second):
             page.bring_to_front()
@@ -77,8 +77,7 @@ def test_silence_for_two_heartbeats_greys_the_page(chromium):
         context = chromium.new_context()
         page = context.new_page()
         page.clock.install()
-        visit(page, server.url)
-        until(page, "window.kickstand?.live.status === 'live'")
+        opened(page, server.url)
         server.pause()
         try:
             # From here time stands still, so that the machine's pace is no part of this.
@@ -101,10 +100,10 @@ def test_a_token_is_exchanged_for_a_session_once(chromium, tmp_path):
     with serving("--token-file", str(token)) as server:
         context = chromium.new_context()
         page = context.new_page()
-        visit(page, server.url)
-        until(page, "window.kickstand?.live.status === 'live'")
+        opened(page, server.url)
         assert "code" not in page.url
-        until(page, "document.querySelector('#do-kick ~ details .line')?.textContent.includes('KICKSTAND_TOKEN')")
+        page.click("#do-kick + details summary")
+        until(page, "document.querySelector('#do-kick + details pre')?.textContent.includes('KICKSTAND_TOKEN')")
         context.close()
         stranger = chromium.new_context()
         page = stranger.new_page()

@@ -2,7 +2,7 @@
 
 from urllib.request import Request, urlopen
 
-from tests.browser.browser import audit, until, visit
+from tests.browser.browser import until, visit
 
 # Guest and halted, as painted.
 BOTH_COLOURS = """(() => {
@@ -12,12 +12,29 @@ BOTH_COLOURS = """(() => {
     for (let n = 0; n < data.length; n += 4) seen.add((data[n] << 16) | (data[n + 1] << 8) | data[n + 2]);
     return seen.has(0x2bb58a) && seen.has(0xcc79a7);
 })()"""
-VIEWS = ("overview", "fleet", "table", "lock", "timeline", "memory", "explorer", "journal", "warnings")
+VIEWS = ("overview", "vcpus", "timeline", "memory", "explorer", "warnings")
 
 
 def open_view(page, name):
-    page.click(f"#views a[data-view={name}]")
+    page.click(f"header a[data-view={name}]")
     until(page, f"document.querySelector('#main > .view.{name}') !== null")
+
+
+def open_table(page):
+    open_view(page, "vcpus")
+    page.click("#as-table")
+    until(page, "document.querySelector('#main .vcpus tbody tr') !== null")
+
+
+def more(page):
+    """The rest of the buttons."""
+    page.wait_for_selector("#more")
+    page.evaluate("document.querySelector('#more').open = true")
+    page.wait_for_selector("#do-rounds")
+
+
+def inside_kicks(page, wanted):
+    page.set_checked("#inside", wanted)
 
 
 def text(page, selector="#main"):
@@ -31,18 +48,26 @@ def test_a_newcomer_sees_vcpus_move_and_finds_race_and_cure(context, server):
     until(page, "kickstand.vm()?.id === 'demo' && kickstand.vm().total('exits') > 1")
     until(page, "document.querySelector('#main canvas')?.getAttribute('aria-label').includes('4 vCPUs of demo')")
     assert "the story" in page.get_by_role("region", name="The story").get_attribute("aria-label").lower()
+    assert page.locator(".telling .primary:visible").count() == 1  # one step, one button
     page.click("#story-race")
-    until(page, r"/\d+ torn access/.test(document.querySelector('#story-race ~ .found').textContent)")
+    until(page, r"/\d+ holes? seen/.test(document.querySelector('.telling .found').textContent)")
     torn = page.evaluate("kickstand.vm().torn")
+    assert text(page, ".board .number >> nth=0") == f"{torn:,}"
+    page.click("#story-next")
     page.click("#story-kick")
     until(page, "document.querySelector('#story-kick').textContent === 'Resume' && kickstand.vm().kicked")
-    until(page, "document.querySelector('#story-kick ~ .found').textContent.includes('out of KVM_RUN in')")
+    until(page, "document.querySelector('.telling .found').textContent.includes('out of KVM_RUN in')")
     page.click("#story-kick")
     until(page, "document.querySelector('#story-kick').textContent === 'Kick' && kickstand.runner.busy === 0")
+    page.click("#story-next")
     page.click("#story-cure")
-    until(page, "document.querySelector('#story-cure ~ .found').textContent.includes('no access was torn')")
+    until(page, "document.querySelector('.telling .found').textContent.includes('no hole seen')")
     assert page.evaluate("kickstand.vm().torn") == torn
-    until(page, "document.querySelector('#story-run').hidden")
+    assert text(page, ".board .number >> nth=1") == "0"
+    assert page.evaluate("kickstand.vm().score.kick.changes") == 20
+    page.click(".stops button >> nth=0")
+    until(page, "document.querySelector('#story-run')?.hidden === true")
+    more(page)
     page.click("#do-stop")
     page.wait_for_selector("#story-run")
     page.click("#story-run")
@@ -69,7 +94,7 @@ def test_a_server_in_use_is_left_alone(context, server):
 
 def test_the_fleet_shows_each_state_by_colour_glyph_and_word(story, context):
     context.watch.expected = ("getImageData",)  # the test's own reading
-    open_view(story, "fleet")
+    open_view(story, "vcpus")
     until(story, "document.querySelector('#main canvas').getAttribute('aria-label').includes('1 halted')")
     shown = text(story, ".legend").split()
     assert shown[::2] == ["user", "waiting", "kernel", "guest", "exiting", "halted", "blocked"]
@@ -79,7 +104,7 @@ def test_the_fleet_shows_each_state_by_colour_glyph_and_word(story, context):
 
 
 def test_a_vcpu_can_be_chosen_and_run(story):
-    open_view(story, "fleet")
+    open_view(story, "vcpus")
     story.focus("#main canvas")
     for _ in range(2):
         story.keyboard.press("ArrowRight")
@@ -97,7 +122,7 @@ def test_a_vcpu_can_be_chosen_and_run(story):
 
 
 def test_the_table_is_sorted_filtered_and_linked(story):
-    open_view(story, "table")
+    open_table(story)
     until(story, "document.querySelectorAll('.vcpus tbody tr').length === 4")
     story.keyboard.press("/")
     story.keyboard.type("state:halted")
@@ -116,13 +141,14 @@ def test_the_table_is_sorted_filtered_and_linked(story):
 
 def test_a_torn_read_is_red_on_the_map_and_a_kick_prevents_it(story):
     open_view(story, "memory")
-    story.click("#do-merge-none")
+    story.click("#do-merge")
     until(story, "kickstand.vm().torn > 0")
     until(story, "document.querySelector('.story.torn') !== null && document.querySelector('.strip .mark') !== null")
     until(story, "document.querySelectorAll('.row .hole').length >= 3")
     assert "RAM before and after" in text(story, ".rows")
     torn = story.evaluate("kickstand.vm().torn")
-    story.click("#do-split-kick")
+    inside_kicks(story, wanted=True)
+    story.click("#do-split")
     until(story, "document.querySelector('#main .story').textContent.includes('nobody saw a hole')")
     assert story.evaluate("kickstand.vm().torn") == torn
 
@@ -148,12 +174,11 @@ def test_going_through_a_kick_moves_lanes_and_semaphore(story):
     assert "episode=1" in story.url
     assert "step=8" in story.url
     assert story.evaluate("kickstand.store.seq") > before  # the view is paused, the VM is not
-    open_view(story, "lock")
-    story.select_option("#lock-episode", "1")
-    until(story, "kickstand.cursor !== null")
+    for _ in range(8):
+        story.keyboard.press("ArrowLeft")
     for _ in range(4):
-        story.locator("#main button", has_text="Step").click()
-    until(story, "document.querySelector('#main .story').textContent.includes('waits for the write side')")
+        story.keyboard.press("ArrowRight")
+    until(story, "document.querySelector('#part-lock .story').textContent.includes('waits for the write side')")
     assert story.locator(".edges path").count() > 0
 
 
@@ -199,7 +224,7 @@ def test_a_kick_that_hangs_shows_who_keeps_it_waiting(page, context):
             f"kickstand.runner.run('{action}', {{ vm: 'b', form: {{ guest: 'tight', behaviour: 'careless' }} }})"
         )
     page.evaluate("kickstand.select('a')")
-    open_view(page, "lock")
+    open_view(page, "timeline")
     # The button's kick gives up after two seconds, which can be over before a busy machine has looked.
     page.evaluate("(window.kick = fetch('/vms/a/kick', { method: 'POST' }), null)")
     until(page, "document.querySelector('#main .story').textContent.includes('vCPUs of another VM')")
@@ -215,65 +240,11 @@ def test_a_kick_that_hangs_shows_who_keeps_it_waiting(page, context):
     until(page, "document.querySelector('.warninglist')?.textContent.includes('taken back')")
 
 
-def test_the_explorer_fills_its_matrix_and_steps_through_a_counterexample(page):
-    """With the real explorer behind the page."""
-    open_view(page, "explorer")
-    page.click("text=Variants, behaviours and properties")
-    for name in ("none", "sticky", "global_rwsem", "missing_slot", "bounded_busy", "kick_returns", "resume_runs"):
-        page.uncheck(f"input[value={name}]")
-    page.click("#explore")
-    until(page, "document.querySelectorAll('.matrix td').length === 4")
-    until(page, "document.querySelector('#main .story').textContent.startsWith('done: 4 of 4 cells decided')")
-    verdicts = page.evaluate("[...document.querySelectorAll('.matrix td')].map((cell) => cell.dataset.verdict)")
-    assert verdicts == ["violated", "violated", "holds", "holds"]
-    page.click("button[aria-label='clear_after_up_write · careless/spurious_mmio: violated']")
-    page.wait_for_selector(".columns tr[aria-current]")
-    assert "cell=" in page.url
-    rows = page.locator(".columns tbody tr")
-    length = rows.count()
-    assert page.locator(".columns tr.ahead").count() == length - 1
-    page.focus(".counterexample button")
-    seen = [moment(page)]
-    for _ in range(length - 1):
-        page.keyboard.press("ArrowRight")
-        seen.append(moment(page))
-    assert f"Step {length} of {length}" in text(page, ".counterexample .step")
-    states = [each["cpu"] for each in seen]
-    assert {"kernel", "guest", "user"} <= set(states)
-    assert states[-1] == "user"
-    assert "hole" not in seen[0]["map"]
-    assert "a hole from 0x1000" in seen[-1]["map"]
-    assert "1 torn access" in seen[-1]["map"]
-    assert {"KICK waits", "window: nobody inside"} <= {each["kick"] for each in seen}
-    assert audit(page) == []
-    page.locator(".lane i").first.click()
-    assert f"Step 1 of {length}" in text(page, ".counterexample .step")
-    assert "kickstand explore --replay ks1" in text(page, ".counterexample")
-    with page.expect_download() as download:
-        page.click("text=Download JSON")
-    assert download.value.suggested_filename == "counterexample.json"
-
-
-def moment(page):
-    """What timeline and memory map of a counterexample say at its step."""
-    return page.evaluate("""(() => {
-        const lanes = Object.fromEntries([...document.querySelectorAll('.lane')].map((lane) => [
-            lane.firstChild.textContent, lane.lastChild.textContent]));
-        const map = document.querySelector('.moment .strip').getAttribute('aria-label');
-        return { cpu: lanes.CPU0, kick: lanes.kick, map };
-    })()""")
-
-
-def test_without_an_explorer_the_view_says_so(page):
-    page.route("**/openapi.json", lambda route: route.fulfill(json={"paths": {}}))
-    open_view(page, "explorer")
-    until(page, "document.querySelector('#main .story').textContent.includes('kickstand explore --matrix')")
-
-
 def test_the_journal_has_three_ways_and_copies_curl(story):
-    open_view(story, "journal")
+    open_view(story, "timeline")
     story.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    story.click("#do-merge-kick")
+    inside_kicks(story, wanted=True)
+    story.click("#do-merge")
     until(story, "document.querySelector('.events')?.textContent.includes('KICK returns')")
     assert "DELETE slot 1" in text(story, ".events")
     story.click("button[data-way=timeline]")
@@ -295,9 +266,44 @@ def test_spinning_vcpus_are_a_warning(story):
     until(story, "!kickstand.vm().kicked")
 
 
-def test_every_view_is_a_link(page, server):
-    for view in VIEWS:
-        page.goto("about:blank")
-        visit(page, f"{server.url}#view={view}")
-        until(page, f"document.querySelector('#main > .view.{view}') !== null")
-        assert page.locator("#views a[aria-current=page]").get_attribute("data-view") == view
+def test_cards_are_red_where_a_hole_was_met_and_clean_in_the_next_run(story, context):
+    context.watch.expected = ("getImageData",)
+    story.evaluate("kickstand.runner.run('rounds-none')")
+    until(story, "kickstand.vm().fresh.some((holes) => holes > 0)")
+    until(story, RED)
+    until(story, "kickstand.runner.busy === 0")
+    story.evaluate("kickstand.runner.run('rounds-kick')")
+    until(story, "kickstand.vm().score.kick.changes > 0")
+    assert story.evaluate("kickstand.vm().fresh.every((holes) => holes === 0) && kickstand.vm().torn > 0")
+
+
+RED = """(() => {
+    const canvas = document.querySelector('#main canvas.grid');
+    const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    let red = 0;
+    for (let n = 0; n < data.length; n += 4) red += data[n] === 0xc4 && data[n + 1] === 0x3d && data[n + 2] === 0;
+    return red > 5000;
+})()"""
+
+
+def test_the_careless_spin_is_shown_as_a_price_with_a_way_out(story):
+    story.keyboard.press("k")
+    until(
+        story,
+        "/userspace spins: [\\d,]+ EINTR.s, the price of sticky/.test(document.querySelector('.board').textContent)",
+    )
+    story.click("#behave")
+    until(story, "kickstand.vm().threads.every((thread) => thread?.behaviour === 'well')")
+    until(story, "document.querySelector('.board .price').hidden")
+    story.keyboard.press("r")
+    until(story, "!kickstand.vm().kicked")
+
+
+def test_race_and_cure_are_above_the_fold(story):
+    story.set_viewport_size({"width": 1280, "height": 800})
+    story.evaluate("kickstand.runner.run('merge-none')")
+    until(story, "kickstand.vm().torn > 0 && document.querySelector('.memory .mark') !== null")
+    story.wait_for_timeout(300)
+    for selector in (".telling .primary:visible", "canvas.grid", ".panel.memory .mark", ".board"):
+        box = story.locator(selector).first.bounding_box()
+        assert box["y"] + box["height"] <= 800, selector

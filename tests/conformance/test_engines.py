@@ -7,13 +7,13 @@ import errno
 
 import pytest
 
-from app.core.errors import KvmError
-from app.core.memslots import Region
-from app.core.run_page import Cause
-from app.core.trace import VcpuState
-from app.core.uapi import MpState
-from app.demo import PROTECTED_MODE
-from app.runtime.registry import Registry
+from kickstand.commands.demo.guests import PROTECTED_MODE
+from kickstand.core.errors import KvmError
+from kickstand.core.memslots import Region
+from kickstand.core.run.run_page import Cause
+from kickstand.core.trace import VcpuState
+from kickstand.core.uapi import MpState
+from kickstand.runtime.registry import Registry
 
 PAGE = 4096
 HOLE = 0x30_0000
@@ -79,7 +79,7 @@ async def test_a_running_guest_is_kicked_out_and_goes_on_after_resume(machine_of
 async def test_a_kick_is_never_lost_wherever_the_guest_is(machine_of):
     machine = await machine_of(SPIN, LOAD_RAM)
     for vcpu_id in (0, 1):
-        machine.start_thread(vcpu_id, "careless")
+        await machine.start_thread(vcpu_id, "careless")
     for turn in range(50):
         for _ in range(turn % 7):
             await asyncio.sleep(0)
@@ -172,7 +172,7 @@ async def test_a_slot_without_host_memory_is_efault(machine_of):
 
 async def test_vcpus_share_memory(machine_of):
     machine = await machine_of(STORE_RAM, ([["read", 0x1900, 4]], "833d 00190000 07 75f7 f4"))
-    machine.start_thread(0)
+    await machine.start_thread(0)
     if machine.engine == "x86":  # the second guest loops until it sees the first one's store, then halts
         assert (await machine.run(1))["exit_reason"] == "KVM_EXIT_HLT"
     else:
@@ -193,19 +193,19 @@ async def test_registers_are_read_under_a_running_guest(machine_of):
 @pytest.mark.parametrize("variant", ["sticky", "accel_blocker", "signal"])
 async def test_an_immediate_exit_that_the_user_wrote_stays_until_the_user_takes_it_back(machine_of, variant):
     machine = await machine_of(OUT, variant=variant)
-    machine.set_run_flag(0, "immediate_exit", True)
+    await machine.set_run_flag(0, "immediate_exit", True)
     for _ in range(3):
         assert (await machine.run(0))["cause"] == "immediate_exit"
-    machine.set_run_flag(0, "immediate_exit", False)
+    await machine.set_run_flag(0, "immediate_exit", False)
     assert (await machine.run(0))["exit_reason"] == "KVM_EXIT_IO"
 
 
 async def test_cpuid_is_refused_once_the_vcpu_has_been_in_guest_mode(machine_of):
     machine = await machine_of(OUT)
-    machine.set_run_flag(0, "immediate_exit", True)
+    await machine.set_run_flag(0, "immediate_exit", True)
     await machine.run(0)
     await machine.set_cpuid_supported(0)
-    machine.set_run_flag(0, "immediate_exit", False)
+    await machine.set_run_flag(0, "immediate_exit", False)
     await machine.run(0)
     with pytest.raises(KvmError) as refused:
         await machine.set_cpuid_supported(0)

@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
-from app.core.errors import KvmError
-from app.core.uapi import NR_MEMSLOTS
+from kickstand.core.errors import KvmError
+from kickstand.core.uapi import NR_MEMSLOTS
 from tests.stepper import World
 
 PAGE = 4096
@@ -20,7 +20,7 @@ def logging_world(program, pages=130, flags=1):
 
 
 def dirty(world, slot=0):
-    return world.now(world.vm.get_dirty_log(slot, world.vmm))
+    return tuple(world.now(world.vm.get_dirty_log(slot, world.vmm)))
 
 
 def clear(world, first, count, bits, slot=0):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import random
+import threading
 
 import pytest
 
-from app.core.errors import KvmError
-from app.core.memslots import UPDATE_IN_PROGRESS, USER_SPACE_END, Change, Memslots, Region, plan
-from app.core.uapi import NR_MEMSLOTS, MemFlag
-from app.runtime.tasks import perform_now
+from kickstand.core.errors import KvmError
+from kickstand.core.memslots import UPDATE_IN_PROGRESS, USER_SPACE_END, Change, Memslots, Plan, Region, SlotTable, plan
+from kickstand.core.uapi import NR_MEMSLOTS, MemFlag
+from kickstand.runtime.driver.tasks import perform_now
 from tests.stepper import World
 
 PAGE = 4096
@@ -162,3 +164,57 @@ def test_lookup_finds_the_slot_of_each_page_and_nothing_between():
 
 def test_flags_have_the_kernels_values():
     assert (int(MemFlag.LOG_DIRTY_PAGES), int(MemFlag.READONLY)) == (1, 2)
+
+
+def overlapping(slots, wanted):
+    """By looking at every slot."""
+    first, end = wanted.guest_phys_addr >> 12, wanted.guest_phys_addr + wanted.memory_size >> 12
+    return [s for s in slots.values() if s.id != wanted.slot and s.base_gfn < end and first < s.end_gfn]
+
+
+def test_a_plan_needs_no_more_than_the_slots_that_a_call_concerns():
+    choice = random.Random(1)
+    table = SlotTable()
+    outcomes = set()
+    for _ in range(3_000):
+        size = choice.choice((0, 1, 1, 2, 5, 40)) << 12
+        wanted = region(
+            slot=choice.randrange(40), memory_size=size, guest_phys_addr=choice.randrange(120) << 12, userspace_addr=0
+        )
+        answers = []
+        for known in (table.slots, table.concerned(wanted)):
+            try:
+                answers.append(plan(known, wanted))
+            except KvmError as error:
+                answers.append((error.errno, error.field))
+        assert answers[0] == answers[1]
+        known = table.concerned(wanted)
+        assert bool(overlapping(table.slots, wanted)) == bool(known.keys() - {wanted.slot})
+        if isinstance(answers[0], Plan):
+            table.change(((wanted.slot, answers[0].new),))
+            outcomes.add(answers[0].change)
+        gfn = choice.randrange(170)
+        holder = next((s for s in table.slots.values() if s.base_gfn <= gfn < s.end_gfn), None)
+        assert table.find(gfn) == holder
+    assert outcomes == set(Change) - {Change.FLAGS_ONLY}
+
+
+def test_another_thread_finds_a_slot_before_or_after_a_change_and_never_half_of_it():
+    table = SlotTable(plan({}, region(slot=n, guest_phys_addr=n << 13, memory_size=1 << 12)).new for n in range(64))
+    wrong, done = [], threading.Event()
+    stays = table.slots[40]
+
+    def look():
+        while not done.is_set():
+            if table.find(stays.base_gfn) != stays:
+                wrong.append(1)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    others = [slot for slot in table.slots.values() if slot.id < 32]
+    for _ in range(300):
+        table.change([(slot.id, None) for slot in others])
+        table.change([(slot.id, slot) for slot in others])
+    done.set()
+    thread.join()
+    assert not wrong

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app.core.requests import Mode, Request, make_all_cpus_request, request_names
-from app.core.uapi import MpState
+from kickstand.core.arch.irq.message import Delivery, Message
+from kickstand.core.kvm_main import make_all_cpus_request
+from kickstand.core.shared.requests import Mode, Request, request_names
+from kickstand.core.uapi import MpState
 from tests.stepper import Thread, World
 
 
@@ -107,12 +109,12 @@ def test_an_nmi_wakes_a_halted_vcpu():
 def test_init_then_sipi_starts_a_parked_ap_after_one_eagain():
     world = World(vcpus=2, irqchip=True)
     run = world.run_vcpu(1).run()
-    world.now(world.vcpu(1).arch.queue_init())
+    world.now(world.vcpu(1).arch.accept(Message(0, dest=1, delivery=Delivery.INIT)))
     world.now(world.vcpu(1).kick())
     assert run.run().result.errno == 11
     assert world.vcpu(1).arch.mp_state is MpState.INIT_RECEIVED
     run = world.run_vcpu(1).run()
-    world.now(world.vcpu(1).arch.queue_sipi(0x10))
+    world.now(world.vcpu(1).arch.accept(Message(0x10, dest=1, delivery=Delivery.STARTUP)))
     world.now(world.vcpu(1).kick())
     run.run()
     assert world.vcpu(1).watched.state.value == "guest"

@@ -6,11 +6,11 @@ import errno
 
 import pytest
 
-from app.core.atomics import blocked
-from app.core.guest import MmioExit
-from app.core.requests import Request
-from app.core.run_page import Cause, PageWrites
-from app.core.uapi import ExitReason, MpState
+from kickstand.core.atomics import blocked
+from kickstand.core.run.exits import MmioExit
+from kickstand.core.run.run_page import Cause, PageWrites
+from kickstand.core.shared.requests import Request
+from kickstand.core.uapi import ExitReason, MpState
 from tests.stepper import Thread, World
 
 IN_GUEST = "VcpuMode.wait_interrupt"

@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from app.core.atomics import Mutex, Task
-from app.core.rwsem import RwSemaphore, Srcu
-from app.runtime.tasks import perform, perform_now
+from kickstand.core.atomics import Mutex, Task
+from kickstand.core.shared.rwsem import RwSemaphore, Srcu
+from kickstand.runtime.driver.tasks import perform, perform_now
 from tests.stepper import Announced, Thread
 
 
@@ -74,23 +74,6 @@ def test_with_stealing_a_newcomer_overtakes_a_writer_that_was_woken():
     release(sem, "read")
     assert reader(sem, "r2").done
     assert not waiting.run().done
-
-
-def test_trylock_never_waits():
-    sem = RwSemaphore()
-    assert perform_now(sem.down_read_trylock())
-    assert not perform_now(sem.down_write_trylock())
-    perform_now(sem.up_read())
-    assert perform_now(sem.down_write_trylock())
-    assert not perform_now(sem.down_read_trylock())
-
-
-def test_downgrade_lets_queued_readers_in_and_keeps_writers_out():
-    sem = semaphore()
-    writer(sem, "w0")
-    r1, w1 = reader(sem, "r1"), writer(sem, "w1")
-    Thread(sem.downgrade_write()).run()
-    assert [r1.run().done, w1.run().done] == [True, False]
 
 
 @pytest.mark.parametrize("side", [reader, writer])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from app.core.variants import Variant
-from app.explore.scenario_files import load
-from app.explore.threads import VmmThread
+from kickstand.core.variants import Variant
+from kickstand.explore.world.files import load
+from kickstand.explore.world.operations import OPERATIONS
 
 DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ def block(page, language):
 
 
 def kickstand(folder, *words):
-    command = [sys.executable, "-m", "app", *words]
+    command = [sys.executable, "-m", "kickstand", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -61,8 +61,7 @@ def test_the_variant_of_the_guide_hangs_the_kick_and_its_token_replays_with_the_
 
 def test_the_guides_name_every_operation_and_every_hook(tmp_path):
     scenarios, variants = ((DOCS / page).read_text() for page in ("scenarios.md", "variants.md"))
-    operations = {name.removeprefix("op_") for name in vars(VmmThread) if name.startswith("op_")}
-    assert all(f"`{name}`" in scenarios for name in operations)
+    assert all(f"`{name}`" in scenarios for name in OPERATIONS)
     hooks = {name for name, value in vars(Variant).items() if hasattr(value, "__code__") and not name.startswith("_")}
     assert all(name in variants for name in hooks - {"saved", "load"})
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.explore.columns import WIDTH
-from app.explore.gallery import sections
+from kickstand.explore.evidence.columns import WIDTH
+from kickstand.explore.reports.gallery import sections
 
 PAGE = Path(__file__).parents[2] / "docs" / "gallery.md"
 
@@ -23,7 +23,7 @@ def test_its_columns_fit_into_a_mail():
     assert all(len(line) <= WIDTH for block in drawn for line in block.splitlines())
 
 
-def test_the_readme_shows_one_of_them():
+def test_the_page_about_the_explorer_shows_one_of_them():
     drawn = PAGE.read_text().split("```\n")[1::2]
-    readme = (PAGE.parents[1] / "README.md").read_text()
-    assert any(block in readme for block in drawn)
+    page = (PAGE.parent / "explorer.md").read_text()
+    assert any(block in page for block in drawn)

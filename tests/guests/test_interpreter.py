@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from app.guests.interpreter import hand_over_promptly
+from kickstand.guests.interpreter import hand_over_promptly
 
 RETURNS = 100
 TURNS = 100  # a return, far more than it takes and far less than a thread that starves waits for

@@ -36,7 +36,7 @@ class Server:
 
     @classmethod
     async def start(cls, state):
-        command = (sys.executable, "-m", "app", "serve", "--port", "0", "--state", str(state), "--no-default-vm")
+        command = (sys.executable, "-m", "kickstand", "serve", "--port", "0", "--state", str(state), "--no-default-vm")
         process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
         async with asyncio.timeout(60):
             while not (line := await process.stdout.readline()).startswith(b"http"):

@@ -1,13 +1,16 @@
 """A real file system that is full, or read-only: calls are refused, the rest goes on, and no restart is needed."""
 
 import contextlib
+import errno
 import os
+import shutil
 import subprocess
 
 import pytest
 
-from app.api.context import Context
-from app.settings import JournalSettings, Settings, SettingsError
+from kickstand.api.context import Context
+from kickstand.journal.disk.store import Failure
+from kickstand.settings import JournalSettings, Settings, SettingsError
 from tests.api.live import assert_problem, events, live, until
 
 pytestmark = pytest.mark.slow
@@ -81,3 +84,37 @@ def test_a_server_does_not_start_on_a_read_only_directory_and_says_so(disk):
     context = Context(Settings(ephemeral=False, state_dir=disk / "state"))
     with pytest.raises(SettingsError, match="Read-only"):
         context.open()
+
+
+async def test_a_vm_that_is_deleted_on_a_full_disk_is_gone_or_whole_after_a_crash(disk, tmp_path):
+    async with live(ephemeral=False, state_dir=disk / "state") as server, server.client() as client:
+        await client.post("/vm/host-memory", json={"size": 1 << 20, "name": "ram", "fill": "cafe"})
+        fill(disk / "ballast")
+        answer = await client.delete("/vm")
+        assert answer.status_code in (204, 507)
+        (disk / "ballast").unlink()
+        image = shutil.copytree(disk / "state", tmp_path / "crashed")
+    async with live(ephemeral=False, state_dir=image) as server, server.client() as client:
+        assert (await client.get("/vm")).status_code == (404 if answer.status_code == 204 else 200)
+        assert bool(list((image / "memory").iterdir())) == (answer.status_code == 507)
+
+
+async def test_a_vm_whose_removal_cannot_be_written_is_not_touched(disk, tmp_path):
+    settings = JournalSettings(reserve=0)
+    async with live(ephemeral=False, state_dir=disk / "state", journal=settings) as server, server.client() as client:
+        await client.post("/vm/host-memory", json={"size": 1 << 20, "name": "ram", "fill": "cafe"})
+        commit, server.context.journal.store._commit = server.context.journal.store._commit, refuse
+        problem = assert_problem(await client.delete("/vm"), 507, "ENOSPC")
+        assert "nothing has changed" in problem["detail"]
+        assert (await client.get("/vm/host-memory/0x7f0000000000?length=2")).content == b"\xca\xfe"
+        image = shutil.copytree(disk / "state", tmp_path / "crashed")
+        server.context.journal.store._commit = commit
+        await until(lambda: server.context.journal.store.failure is None, "recovery")
+        assert (await client.delete("/vm")).status_code == 204
+        assert list((disk / "state" / "memory").iterdir()) == []
+    async with live(ephemeral=False, state_dir=image) as server, server.client() as client:
+        assert (await client.get("/vm/host-memory/0x7f0000000000?length=2")).content == b"\xca\xfe"
+
+
+def refuse(_batch):
+    return Failure(errno.ENOSPC, "disk is full")

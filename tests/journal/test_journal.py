@@ -8,10 +8,10 @@ import sqlite3
 
 import pytest
 
-from app.journal import schema
-from app.journal.directory import Directory, default_directory
-from app.journal.store import Failure, Store, Work, read_meta, read_state, trim
-from app.settings import Settings, SettingsError
+from kickstand.journal.disk import schema
+from kickstand.journal.disk.directory import Directory, default_directory
+from kickstand.journal.disk.store import Failure, Store, Work, read_meta, read_state, trim
+from kickstand.settings import Settings, SettingsError
 from tests.api.live import assert_problem, until
 
 warnings = []
@@ -32,7 +32,10 @@ async def store(tmp_path):
 
 def content(store):
     with contextlib.closing(sqlite3.connect(store.path)) as connection:
-        return read_state(connection), read_meta(connection)
+        meta, damaged = read_meta(connection)
+        assert not damaged
+        assert meta.pop("commits", 0) == store.commits
+        return read_state(connection), meta
 
 
 async def test_what_was_waited_for_is_on_disk_and_a_group_is_one_commit(store):
@@ -88,19 +91,22 @@ def test_a_damaged_journal_is_kept_aside_and_never_overwritten(tmp_path):
         damaged = data[:100] + bytes([number + 1]) * (len(data) - 100)
         (tmp_path / "journal.sqlite3").write_bytes(damaged)
         (tmp_path / "memory" / "1-0").write_bytes(b"guest")
-        opened(tmp_path).close()
+        directory = opened(tmp_path)
+        directory.sweep(())
+        directory.close()
         assert list((tmp_path / "memory").iterdir()) == []
-        aside = [path.read_bytes() for path in tmp_path.glob("journal.sqlite3.damaged-*")]
+        aside = [path.read_bytes() for path in tmp_path.glob("damaged/*/journal.sqlite3")]
         assert damaged in aside
-        assert len(aside) == len(warnings) == number + 1
-    assert len(list(tmp_path.glob("memory.damaged-*/1-0"))) == 2
-    assert "kept aside as" in warnings[0]
+        assert len(aside) == number + 1
+    assert len(list(tmp_path.glob("damaged/*-memory*/1-0"))) == 2
+    assert "kept aside in" in warnings[0]
+    assert "journal is damaged" in next(tmp_path.glob("damaged/*-journal/why.txt")).read_text()
 
 
 def test_something_that_is_no_database_is_kept_aside_too(tmp_path):
     (tmp_path / "journal.sqlite3").write_bytes(b"no database at all" * 100)
     opened(tmp_path).close()
-    assert [path.read_bytes()[:2] for path in tmp_path.glob("journal.sqlite3.damaged-*")] == [b"no"]
+    assert [path.read_bytes()[:2] for path in tmp_path.glob("damaged/*/journal.sqlite3")] == [b"no"]
 
 
 @pytest.mark.parametrize(
@@ -163,14 +169,14 @@ async def test_without_a_disk_calls_are_refused_reads_and_streams_go_on_and_noth
     async with serve() as server, server.client() as client:
         journal = server.context.journal
         before = (await client.get("/vms")).json()
-        enough, journal.free = journal.free, disk
+        enough, journal.room.free = journal.room.free, disk
         for method, path, body in calls:
             assert_problem(await client.request(method, path, json=body), 507, name)
         assert (await client.get("/vms")).json() == before
         assert (await client.get("/readyz")).status_code == 503
         async with client.stream("GET", "/vm/events") as stream:
             assert "snapshot" in await anext(stream.aiter_text())
-        journal.free = enough
+        journal.room.free = enough
         assert (await client.put("/vcpu/0/regs", json={"rax": 1})).status_code == 200
         assert (await client.get("/readyz")).status_code == 200
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import time
+import zlib
 
 import pytest
 
-from app.core.variants import variants
-from app.journal import snapshot
-from app.settings import Limits
+from kickstand.core.variants import variants
+from kickstand.journal import snapshot
+from kickstand.settings import Limits
 from tests.api.live import assert_problem, live, until
 
 BASE = 0x7F00_0000_0000
@@ -40,7 +42,7 @@ async def test_a_running_vm_is_imaged_by_the_kick_and_goes_on(variant):
         assert answer.status_code == 201, answer.text
         copy = answer.json()
         assert copy["id"] == "copy"
-        if machine.vm.variant.holds or variant in ("sticky", "holds", "accel_blocker"):
+        if machine.vm.variant.open_windows or variant in ("sticky", "holds", "accel_blocker"):
             assert copy["kicked"]
         assert (await client.get(f"/vms/copy/host-memory/{hex(BASE + 4 * PAGE)}?length=5")).content == b"image"
         await client.post("/vms/copy/resume")
@@ -101,3 +103,67 @@ async def test_a_forged_head_with_a_right_checksum_is_refused_field_by_field():
                     if answer.status_code == 201:
                         assert (await client.get("/vms/forged/vcpu/0/sregs")).status_code == 200
                         await client.delete("/vms/forged")
+
+
+def image_of(head, blocks=()):
+    """A snapshot with these blocks, and a right checksum."""
+    text = json.dumps(head).encode()
+    data = snapshot.HEAD.pack(snapshot.MAGIC, snapshot.VERSION, len(text)) + text
+    for address, block in blocks:
+        packed = zlib.compress(block)
+        data += snapshot.BLOCK.pack(address, len(block), len(packed)) + packed
+    data += snapshot.BLOCK.pack(0, 0, 0)
+    return data + hashlib.sha256(data).digest()
+
+
+@pytest.fixture
+async def head():
+    async with live(vcpus=1) as server, server.client() as client:
+        await prepare(client)
+        image = (await client.post("/vm/snapshot")).content
+        return json.loads(image[snapshot.HEAD.size :][: int.from_bytes(image[12:16], "little")])
+
+
+async def restored(image):
+    """What a server says to an image, and how long it took of its processor."""
+    async with live(vcpus=1) as server, server.client() as client:
+        before = time.process_time()
+        answer = await client.post("/vms/restore?id=copy", content=image)
+        return answer, time.process_time() - before
+
+
+async def test_dirty_pages_are_bounded_in_sum_before_any_of_them_is_made(head):
+    head["slots/0"] = [[slot, slot << 20, 1 << 20, 1, BASE] for slot in range(16)]
+    head |= {f"dirty/{slot}/0": [0, 1 << 20] for slot in range(16)} | {"slots": [16, 16 << 20]}
+    answer, took = await restored(image_of(head))
+    assert "dirty pages" in assert_problem(answer, 507, "ENOMEM")["detail"]
+    assert took < 2
+
+
+async def test_a_block_comes_once_and_in_order(head):
+    block = (BASE, b"x" * 16 * PAGE)
+    assert (await restored(image_of(head, [block])))[0].status_code == 201
+    answer, _ = await restored(image_of(head, [block, block]))
+    assert "twice, or out of order" in assert_problem(answer, 422, "EINVAL")["detail"]
+    backwards = [(BASE + PAGE, b"x" * PAGE), (BASE, b"x" * PAGE)]
+    assert_problem((await restored(image_of(head, backwards)))[0], 422, "EINVAL")
+    behind = [(BASE + 15 * PAGE, b"x" * 2 * PAGE)]
+    assert_problem((await restored(image_of(head, behind)))[0], 422, "EINVAL")
+
+
+async def test_a_head_of_more_values_than_any_machine_has_is_refused_before_it_is_read(head):
+    head["vm"]["memory"] = [[]] * (2 << 20)
+    answer, took = await restored(image_of(head))
+    assert "values" in assert_problem(answer, 422, "EINVAL")["detail"]
+    assert took < 2
+
+
+async def test_slots_beyond_count_are_looked_at_once(head):
+    slots = [[slot, 2 * slot, 1, 0, BASE] for slot in range(20_000)]
+    head |= {"slots": [len(slots), 0], "slots/0": slots}
+    answer, took = await restored(image_of(head))
+    assert answer.status_code == 201
+    assert took < 5
+    slots[7][1] = slots[9_000][1]
+    answer, _ = await restored(image_of(head))
+    assert "overlap" in assert_problem(answer, 422, "EINVAL")["detail"]

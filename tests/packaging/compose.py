@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.client import Client
+from kickstand.client import Client
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "docker_kickstand"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.demo import server
+from kickstand.commands.demo import server
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -122,7 +122,7 @@ def run_python(*arguments):
 @pytest.mark.slow
 def test_the_clients_run_guests_and_merge_under_them(tmp_path):
     """Both clients of the demo against a live server that wants a token, until each has said what it saw."""
-    from app.client import Client
+    from kickstand.client import Client
 
     token = tmp_path / "token"
     run_python(DOCKER / "make_token.py", token)

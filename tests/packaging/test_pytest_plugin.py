@@ -13,7 +13,7 @@ def suite(pytester, monkeypatch):
     def run(source, *options):
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
         pytester.makepyfile(source)
-        return pytester.runpytest_subprocess("-p", "app.pytest_plugin", "-W", "error", "-q", *options)
+        return pytester.runpytest_subprocess("-p", "kickstand.pytest_plugin", "-W", "error", "-q", *options)
 
     return run
 
@@ -22,7 +22,7 @@ def test_each_test_gets_the_server_as_new(suite):
     result = suite("""
         import threading
         import pytest
-        from app.client import Client, KickstandError
+        from kickstand.client import Client, KickstandError
 
         def test_one_leaves_a_vm_a_kick_and_a_parked_run_behind(kickstand_server):
             kickstand_server.client.create_vm(id="mine", vcpus=1, programs=[[["spin"]]])
@@ -54,7 +54,7 @@ def test_machines_need_no_server_and_no_plugin_for_coroutines(suite):
     result = suite("""
         import asyncio
         import sys
-        from app.core.memslots import Region
+        from kickstand.core.memslots import Region
 
         def test_a_kick_ends_a_run(kickstand_vm):
             async def kicked():
@@ -84,7 +84,7 @@ def test_a_suite_of_coroutines_awaits_machines(suite):
 
         @pytest.mark.asyncio
         async def test_memory(kickstand_vm):
-            from app.core.memslots import Region
+            from kickstand.core.memslots import Region
 
             async with kickstand_vm(programs=[[["write", 0x10, 7], ["out", 0x3f8, 65]]]) as vm:
                 page = vm.memory.allocate(4096)
@@ -101,7 +101,7 @@ def test_a_suite_that_asks_for_nothing_loads_nothing(suite):
         import sys
 
         def test_lazy():
-            assert "app.pytest_plugin" in sys.modules
+            assert "kickstand.pytest_plugin" in sys.modules
             assert not {"asyncio", "fastapi", "httpx", "numpy", "unicorn", "uvicorn"} & set(sys.modules)
     """)
     result.assert_outcomes(passed=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from flit_core import buildapi
 
-from app import __version__
+from kickstand import __version__
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -48,8 +48,8 @@ def test_the_wheel_runs_on_every_platform(built):
 
 
 def test_the_wheel_has_every_file_of_the_package_and_no_other(wheel):
-    assert {name for name in wheel.namelist() if ".dist-info/" not in name} == files_of("app")
-    assert {"app/dashboard/index.html", "app/api/static/docs.html"} <= set(wheel.namelist())
+    assert {name for name in wheel.namelist() if ".dist-info/" not in name} == files_of("kickstand")
+    assert {"kickstand/dashboard/index.html", "kickstand/api/static/docs.html"} <= set(wheel.namelist())
 
 
 def test_the_wheel_has_the_licence(wheel):
@@ -59,8 +59,8 @@ def test_the_wheel_has_the_licence(wheel):
 def test_the_wheel_has_the_command_and_the_fixtures(wheel):
     points = ConfigParser()
     points.read_string(wheel.read(f"kickstand-{__version__}.dist-info/entry_points.txt").decode())
-    assert dict(points["console_scripts"]) == {"kickstand": "app.cli:main"}
-    assert dict(points["pytest11"]) == {"kickstand": "app.pytest_plugin"}
+    assert dict(points["console_scripts"]) == {"kickstand": "kickstand.__main__:main"}
+    assert dict(points["pytest11"]) == {"kickstand": "kickstand.pytest_plugin"}
 
 
 def test_the_extras_are_those_of_the_readme(metadata):

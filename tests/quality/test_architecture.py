@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = sorted((ROOT / "app" / "core").rglob("*.py"))
+CORE = sorted((ROOT / "kickstand" / "core").rglob("*.py"))
 LOCKS = sorted(ROOT.glob("requirements*.lock"))
 IMPURE = {"asyncio", "concurrent", "datetime", "multiprocessing", "random", "secrets", "threading", "time", "_thread"}
 
@@ -46,7 +46,7 @@ def test_core_has_no_loop_no_clock_no_chance_and_no_threads(path):
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_core_names_only_the_standard_library_and_itself(path):
-    assert set(imported(path)) <= sys.stdlib_module_names | {"app"}
+    assert set(imported(path)) <= sys.stdlib_module_names | {"kickstand"}
 
 
 def test_importing_core_loads_the_standard_library_and_core_only():
@@ -57,8 +57,8 @@ def test_importing_core_loads_the_standard_library_and_core_only():
         [sys.executable, *flags, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    loaded = {name for name in json.loads(done.stdout) if name.partition(".")[0] == "app"}
-    assert {name for name in loaded if not name.startswith("app.core")} == {"app"}
+    loaded = {name for name in json.loads(done.stdout) if name.partition(".")[0] == "kickstand"}
+    assert {name for name in loaded if not name.startswith("kickstand.core")} == {"kickstand"}
 
 
 @pytest.mark.slow

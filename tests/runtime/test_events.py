@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from app.runtime.events import EventLog
+from kickstand.runtime.events import EventLog
 
 
 def log_of(events, capacity=4):

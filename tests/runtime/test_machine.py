@@ -5,16 +5,25 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import re
+from pathlib import Path
 
 import pytest
 
-from app.core.errors import KvmError
-from app.core.memslots import Region
-from app.core.run_page import Cause
-from app.core.trace import VcpuState
-from app.runtime.registry import Limits, Registry
+from kickstand.core.atomics import outside
+from kickstand.core.errors import KvmError
+from kickstand.core.memslots import Region
+from kickstand.core.run.exits import IoExit
+from kickstand.core.run.run_page import Cause
+from kickstand.core.trace import VcpuState
+from kickstand.core.variants import variants
+from kickstand.runtime.calls.history import History
+from kickstand.runtime.registry import Limits, Registry
+from kickstand.runtime.vmm.memory import RecordedMemory
+from tests.long import either
 
 PAGE = 4096
+APP = Path(__file__).resolve().parents[2] / "kickstand"
 
 
 @pytest.fixture
@@ -38,6 +47,11 @@ async def until(condition):
             await asyncio.sleep(0)
 
 
+async def turns(count=20):
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 def state_of(machine, vcpu_id=0):
     return machine.vcpu(vcpu_id).watched.state
 
@@ -55,6 +69,57 @@ async def test_a_parked_run_answers_a_kick_with_its_cause_and_the_kick_id(regist
     assert (await machine.kick())["changed"] is False
     assert (await machine.resume())["changed"] is True
     assert (await machine.resume())["changed"] is False
+
+
+async def test_vcpus_in_kvm_run_are_tasks_with_their_names(registry):
+    machine = await machine_with_ram(registry, [[["spin"]], [["spin"]], [["out", 1, 1]]])
+    before = asyncio.all_tasks()
+    run = machine.start_run(0)
+    await machine.start_thread(1)
+    assert (await machine.run(2))["exit_reason"] == "KVM_EXIT_IO"  # it never waited
+    await until(lambda: state_of(machine, 1) is VcpuState.GUEST)
+    assert {task.get_name() for task in asyncio.all_tasks() - before} == {"vm/cpu0", "vm/cpu1"}
+    run.signal(Cause.SIGNAL)
+    await run.result()
+    await machine.stop_thread(1)
+    assert asyncio.all_tasks() == before
+
+
+async def test_cancelling_a_vcpus_task_kills_its_thread_and_gives_everything_back(registry):
+    machine = await machine_with_ram(registry, [[["spin"]], [["spin"]]])
+    run = machine.start_run(0)
+    await machine.start_thread(1)
+    await until(lambda: state_of(machine, 0) is VcpuState.GUEST and state_of(machine, 1) is VcpuState.GUEST)
+    for task in asyncio.all_tasks():
+        if task.get_name() in ("vm/cpu0", "vm/cpu1"):
+            task.cancel()
+    assert (await run.result())["errno"] == "EINTR"
+    await until(lambda: not machine.threads[1].running)
+    assert machine.describe_vcpu(1)["thread"]["ended"] == "killed"
+    assert machine.locks()["readers"] == []
+    assert (await machine.kick())["vcpus_stopped"] == 0
+
+
+async def test_runs_in_a_task_group_that_fails_leave_as_departed_clients_do(registry):
+    machine = await machine_with_ram(registry, [[["spin"]], [["spin"]]])
+
+    async def fails():
+        await until(lambda: state_of(machine, 1) is VcpuState.GUEST)
+        raise ValueError
+
+    async def together():
+        async with asyncio.TaskGroup() as group:
+            for vcpu_id in (0, 1, 1):
+                group.create_task(machine.run(vcpu_id))
+            group.create_task(fails())
+
+    with pytest.raises(ExceptionGroup):
+        await together()
+    await until(lambda: not machine.runs)
+    assert machine.locks() == {"readers": [], "writer": None, "queue": []}
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(machine.run(0), 0.001)
+    await until(lambda: not machine.runs)
 
 
 async def test_a_run_that_times_out_leaves_by_a_signal(registry):
@@ -141,7 +206,7 @@ async def test_a_transaction_is_all_or_nothing(registry):
     machine = await machine_with_ram(registry, [[["write", 0, 1]]])
     base = machine.memory.arenas[0].base
     await machine.set_user_memory_region(Region(0, 1, 0, 16 * PAGE, base))
-    machine.start_thread(0)
+    await machine.start_thread(0)
     await until(lambda: machine.vm.memslots.dirty[0])
     before = machine.regions()
     for protect in ("kick", "none", "list"):
@@ -155,8 +220,8 @@ async def test_a_transaction_is_all_or_nothing(registry):
 
 async def test_careless_userspace_spins_while_kicked_and_well_behaved_does_not(registry):
     machine = await machine_with_ram(registry, [[["read", 0]], [["read", 0]]])
-    machine.start_thread(0, "careless")
-    machine.start_thread(1, "well")
+    await machine.start_thread(0, "careless")
+    await machine.start_thread(1, "well")
     await until(lambda: state_of(machine, 0) is VcpuState.GUEST and state_of(machine, 1) is VcpuState.GUEST)
     await machine.kick()
     await until(lambda: machine.threads[0].spins > 10)
@@ -173,7 +238,7 @@ def test_careless_userspace_sleeps_under(variant):
 async def _careless_sleeps(variant):
     registry = Registry()
     machine = await machine_with_ram(registry, [[["read", 0]]], variant=variant)
-    machine.start_thread(0, "careless")
+    await machine.start_thread(0, "careless")
     await until(lambda: state_of(machine) is VcpuState.GUEST)
     await machine.kick()
     for _ in range(50):
@@ -187,9 +252,9 @@ async def _careless_sleeps(variant):
 async def test_stop_ends_a_thread_wherever_it_is(registry):
     machine = await machine_with_ram(registry, [[["spin"]], [["hlt"]], [["read", 0]]])
     for vcpu_id, behaviour in ((0, "well"), (1, "careless"), (2, "well")):
-        machine.start_thread(vcpu_id, behaviour)
+        await machine.start_thread(vcpu_id, behaviour)
     with pytest.raises(KvmError, match="EBUSY"):
-        machine.start_thread(0)
+        await machine.start_thread(0)
     await until(lambda: state_of(machine, 0) is VcpuState.GUEST)
     await machine.kick()  # vcpu 2 now waits for the resume flag
     await until(lambda: state_of(machine, 2) is VcpuState.USER)
@@ -201,7 +266,7 @@ async def test_stop_ends_a_thread_wherever_it_is(registry):
 
 async def test_a_guest_that_fetches_from_a_hole_ends_its_thread_and_says_why(registry):
     machine = await machine_with_ram(registry, [[["fetch", 0x100000]]])
-    machine.start_thread(0)
+    await machine.start_thread(0)
     await until(lambda: not machine.threads[0].running)
     assert machine.describe_vcpu(0)["thread"]["ended"] == "KVM_EXIT_INTERNAL_ERROR"
 
@@ -256,16 +321,60 @@ async def test_locks_name_readers_and_the_queue_in_order_with_ages(registry):
     await kick
 
 
+@pytest.mark.parametrize("variant", variants())
+async def test_whoever_a_variant_keeps_waiting_is_in_the_queue_of_its_locks(registry, variant):
+    """A vCPU that is stuck in a completion lets a kick wait; another one waits for the kick, or not."""
+    machine = await machine_with_ram(registry, [[["in", 1, 1], ["spin"]], [["spin"]]], variant=variant)
+    await machine.run(0)
+    stuck = asyncio.get_running_loop().create_future()
+    machine.vcpu(0).guest.complete = lambda *_: outside(stuck)
+    first = machine.start_run(0, reply=b"1")
+    kick = asyncio.create_task(machine.kick())
+    await turns()
+    second = machine.start_run(1)
+    await turns()
+    queue = {(entry["who"], entry["side"]) for entry in machine.locks()["queue"] if entry["age_ns"] > 0}
+    kicks = {side for who, side in queue if "kicker" in str(who)}
+    at_door = state_of(machine, 1) in (VcpuState.USER, VcpuState.WAITING, VcpuState.BLOCKED)
+    answered, second_answered = kick.done(), second.task.done()
+    kick.cancel()
+    await asyncio.wait({kick})
+    left = [entry for entry in machine.locks()["queue"] if "kicker" in str(entry["who"])]
+    del machine.vcpu(0).guest.complete
+    stuck.set_result(IoExit("in", 1, 1, 1, b"0"))
+    for run in (first, second):
+        run.signal(Cause.SIGNAL)
+        await run.result()
+    assert (kicks, left) == (set() if answered else {"write"}, [])
+    assert ((1, "read") in queue) is (at_door and not second_answered)
+
+
+async def test_a_waiter_grows_old_although_it_is_woken_in_vain(registry):
+    machine = await machine_with_ram(registry, variant="holds")
+    await machine.kick()
+    run = machine.start_run(0)
+    await turns()
+    (before,) = machine.locks()["queue"]
+    machine.vm.variant.window.changed()
+    await turns()
+    (after,) = machine.locks()["queue"]
+    assert after["age_ns"] > before["age_ns"]
+    await machine.resume()
+    await until(lambda: state_of(machine) is VcpuState.GUEST)
+    run.signal(Cause.SIGNAL)
+    await run.result()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["sticky", "holds", "accel_blocker", "srcu"])
-async def test_ten_thousand_runs_cancelled_at_random_points_leave_nothing(registry, variant):
-    """2,500 of them under each of four variants: client gone, timeout, signal, kick, and a VM destroyed."""
+async def test_runs_cancelled_at_random_points_leave_nothing(registry, variant):
+    """Under each of four variants: client gone, timeout, signal, kick, and a VM destroyed; 10,000 in the long form."""
     rng = random.Random(variant)
     programs = [rng.choice([[["spin"]], [["read", 0]], [["hlt"]], [["out", 1, 1], ["write", 8, 1]]]) for _ in range(64)]
     machine = await machine_with_ram(registry, programs, variant=variant, irqchip=False)
     tasks_before = len(asyncio.all_tasks())
     clients = []
-    for turn in range(2_500):
+    for turn in range(either(600, 2_500)):
         run = machine.start_run(rng.randrange(64), timeout_ms=rng.choice([0, 1, 1_000]))
         clients.append(asyncio.create_task(run.result()))
         for _ in range(rng.randrange(3)):
@@ -290,3 +399,34 @@ async def test_ten_thousand_runs_cancelled_at_random_points_leave_nothing(regist
     assert (await machine.kick())["vcpus_stopped"] == 0
     await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) == tasks_before
+
+
+async def test_two_changes_of_one_segment_that_wait_for_a_run_are_both_there_when_it_has_left(registry):
+    machine = await machine_with_ram(registry)
+    run = machine.start_run(0)
+    await until(lambda: state_of(machine) is VcpuState.GUEST)
+    changes = [machine.set_sregs(0, {"cs": {"base": 0x1000}}), machine.set_sregs(0, {"cs": {"limit": 0xFFFF}})]
+    waiting = [asyncio.create_task(change) for change in changes]
+    await until(lambda: len(machine.vcpu(0).mutex.queue) == 2)
+    run.signal(Cause.SIGNAL)
+    await asyncio.gather(run.result(), *waiting)
+    segment = (await machine.get_sregs(0))["cs"]
+    assert (segment["base"], segment["limit"]) == (0x1000, 0xFFFF)
+
+
+def test_a_history_that_had_to_forget_keeps_as_much_as_before():
+    memory = RecordedMemory(None, history := History(payload=3 * PAGE))
+    arena = memory.allocate(16 * PAGE)
+    dropped = []
+    for _ in range(8):
+        memory.write(arena.base, bytes(PAGE - 1) + b"\1")
+        dropped.append(history.dropped)
+    assert dropped == [0, 0, 0, 5, 5, 5, 5, 9]
+
+
+def test_nobody_asks_for_an_engine_or_a_mode_by_its_name():
+    """``EngineFactory`` says what there is to know of an engine; another one is added in ``guests`` alone."""
+    asked = re.compile(r"""(\bengine|\.mode)\s*(==|!=|in)\s*[("']""")
+    above = [path for floor in ("runtime", "journal", "api", "traces") for path in (APP / floor).rglob("*.py")]
+    assert above
+    assert [path for path in (*above, APP / "scripts" / "play" / "player.py") if asked.search(path.read_text())] == []

@@ -5,16 +5,19 @@ import json
 
 import pytest
 
-from app.scripts import differential
-from app.scripts.differential import Differential, campaign
-from app.scripts.encodings import HLT, MODES, program
-from app.scripts.mutate import Mutations
-from app.scripts.parse import parse_operations, plain
-from app.scripts.quirks import QUIRKS, explained
-from app.scripts.script import check, parse_trace
-from app.scripts.shrink import blank, shrink
+from kickstand.scripts.differential import __main__ as command
+from kickstand.scripts.differential import both
+from kickstand.scripts.differential.both import Differential
+from kickstand.scripts.differential.campaign import campaign
+from kickstand.scripts.differential.encodings import HLT, MODES, program
+from kickstand.scripts.differential.mutate import Mutations
+from kickstand.scripts.differential.quirks import QUIRKS, explained
+from kickstand.scripts.differential.shrink import blank, shrink
+from kickstand.scripts.language.parse import parse_operations, plain
+from kickstand.scripts.language.script import check, parse_trace
+from tests.long import either
 
-SEEDS = 24
+SEEDS = either(8, 100)
 
 
 async def made(seed, emulator="x86"):
@@ -32,15 +35,20 @@ async def test_a_seed_always_gives_the_same_script_and_a_valid_one():
 
 @pytest.mark.slow
 async def test_scripts_cover_every_kind_of_operation_and_exit():
-    ops, exits = set(), set()
+    ops, exits, ioctls = set(), set(), set()
     for seed in range(60):
         operations, answers = await made(seed)
         ops |= {operation.op for operation in operations}
+        ioctls |= {operation.args.name for operation in operations if operation.op == "ioctl"}
         exits |= {answer.get("exit_reason") for answer in answers}
     wanted = (
         "set_memory_region memory_transaction get_dirty_log clear_dirty_log kick resume start_run finish_run signal"
     )
-    assert {*wanted.split(), "create_irqchip", "set_run_flag", "run", "get_regs", "hash_host"} <= ops
+    wanted += " create_irqchip set_run_flag run get_regs hash_host interrupt nmi set_mp_state"
+    wanted += " get_irqchip set_irqchip irq_line irq_line_status set_gsi_routing signal_msi"
+    assert set(wanted.split()) <= ops
+    asked = "CPUID2 MSRS VCPU_EVENTS DEBUGREGS XSAVE FPU XCRS SREGS2 GUEST_DEBUG CLOCK MSR_FILTER"
+    assert all(any(name.endswith(what) for name in ioctls) for what in asked.split())
     assert {"IO", "MMIO", "HLT", "INTR"} <= exits
 
 
@@ -63,8 +71,7 @@ async def test_generated_scripts_are_answered_alike_by_emulator_and_device():
 
 async def test_a_difference_is_shrunk_to_the_shortest_script(monkeypatch):
     """The script engine knows no x86 code: as a stand-in for a faulty emulator it must differ, and early."""
-    both = Differential("x86", "script")
-    _, finding = await both.run(3)
+    _, finding = await Differential("x86", "script").run(3)
     assert finding is not None
     assert finding.quirk is None
     assert len(finding.operations) <= 4
@@ -163,33 +170,32 @@ def test_a_mutation_is_the_same_for_a_seed_a_valid_script_and_something_else_tha
 def test_mutations_of_a_folder_are_played_on_both_and_a_folder_without_scripts_is_refused(
     monkeypatch, capsys, tmp_path
 ):
-    monkeypatch.setattr(differential.Differential.__init__, "__defaults__", ("x86", "x86", None))
-    assert differential.main(["--mutate", str(tmp_path)]) == 2
+    monkeypatch.setattr(Differential.__init__, "__defaults__", ("x86", "x86", None))
+    assert command.main(["--mutate", str(tmp_path)]) == 2
     assert "no script" in capsys.readouterr().err
     (tmp_path / "recorded.jsonl").write_text(json.dumps(RECORDED) + "\n")
-    assert differential.main(["--mutate", str(tmp_path), "--count", "40"]) == 0
+    assert command.main(["--mutate", str(tmp_path), "--count", "40"]) == 0
     assert capsys.readouterr().out.endswith("0 unexplained differences\n")
 
 
 async def test_a_guest_that_spins_is_compared_up_to_there(monkeypatch):
-    monkeypatch.setattr(differential, "SHRUNK_TIMEOUT_MS", 5)
+    monkeypatch.setattr(both, "SHRUNK_TIMEOUT_MS", 5)
     ops = copy.deepcopy(RECORDED["ops"][:-2])
     ops[1]["args"]["hex"] = "ebfe"
     ops[-1]["args"] = {"vcpu": 0}
-    both = Differential("x86", "x86", Mutations([parse_trace(RECORDED | {"ops": ops}, "spins")]))
-    both._mutations.script = lambda _seed: parse_operations(ops)
-    assert await both.run(7) == (len(ops), None)
-    assert (both.spun, both.spun_alone) == ([7], [])
+    sides = Differential("x86", "x86", Mutations([parse_trace(RECORDED | {"ops": ops}, "spins")]))
+    sides._mutations.script = lambda _seed: parse_operations(ops)
+    assert await sides.run(7) == (len(ops), None)
+    assert (sides.spun, sides.spun_alone) == ([7], [])
     ops[1]["args"]["hex"] = "f4"
-    assert await both.run(8) == (len(ops), None)
-    assert both.spun == [7]
+    assert await sides.run(8) == (len(ops), None)
+    assert sides.spun == [7]
 
 
 def test_the_command_prints_a_summary_and_says_whether_something_differed(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(differential, "DEVICE", "x86")
-    monkeypatch.setattr(differential.Differential.__init__, "__defaults__", ("x86", "x86", None))
-    assert differential.main(["--count", "2"]) == 0
+    monkeypatch.setattr(Differential.__init__, "__defaults__", ("x86", "x86", None))
+    assert command.main(["--count", "2"]) == 0
     assert capsys.readouterr().out.endswith("known quirks seen: none\n0 unexplained differences\n")
-    monkeypatch.setattr(differential.Differential.__init__, "__defaults__", ("x86", "script", None))
-    assert differential.main(["--count", "1", "--first", "3", "--out", str(tmp_path / "x.jsonl")]) == 1
+    monkeypatch.setattr(Differential.__init__, "__defaults__", ("x86", "script", None))
+    assert command.main(["--count", "1", "--first", "3", "--out", str(tmp_path / "x.jsonl")]) == 1
     assert (tmp_path / "x.jsonl").read_text().startswith('{"id": "differential/3"')

@@ -6,18 +6,19 @@ import json
 
 import pytest
 
-from app.core.errors import KvmError
-from app.core.memslots import Region
-from app.core.run_page import Cause
-from app.core.trace import VcpuState
-from app.runtime.history import History
-from app.runtime.registry import Registry
-from app.scripts.backends import InProcess
-from app.scripts.errors import ScriptError
-from app.scripts.export import exporter, script_of
-from app.scripts.reader import load
-from app.scripts.replay import replay_traces
-from app.scripts.script import parse_trace
+from kickstand.core.arch.cpu.cpuid import Entry
+from kickstand.core.errors import KvmError
+from kickstand.core.memslots import Region
+from kickstand.core.run.run_page import Cause
+from kickstand.core.trace import VcpuState
+from kickstand.runtime.calls.history import History
+from kickstand.runtime.registry import Registry
+from kickstand.scripts.export import exporter, script_of
+from kickstand.scripts.language.errors import ScriptError
+from kickstand.scripts.language.reader import load
+from kickstand.scripts.language.script import parse_trace
+from kickstand.scripts.play.backends import InProcess
+from kickstand.scripts.replay import replay_traces
 from tests.api.live import live
 
 PAGE = 4096
@@ -48,7 +49,7 @@ async def replays(machine):
     """The script of ``machine``, after it has been replayed without a difference."""
     script = json.loads(exporter(machine)())
     summary = await replay_traces([parse_trace(script, "x")], InProcess())
-    assert summary.lines() == ["1 passed, 0 failed"]
+    assert summary.line == "1 passed, 0 failed", summary.lines()
     return script
 
 
@@ -125,7 +126,7 @@ async def test_an_ioctl_that_waited_for_a_run_stands_after_it(registry):
     await in_guest(machine)
     waiting = asyncio.create_task(machine.set_regs(0, {"rax": 1}))
     await asyncio.sleep(0)
-    machine.signal(0)
+    await machine.signal(0)
     await run.result()
     await waiting
     await replays(machine)
@@ -136,7 +137,7 @@ async def test_the_parts_of_a_transaction_are_one_operation(registry):
     machine = await registry.create("vm", vcpus=1, irqchip=True)
     arena = machine.memory.allocate(PAGE)
     await machine.memory_transaction([Region(0, 0, 0, PAGE, arena.base)], "kick")
-    machine.signal(0)
+    await machine.signal(0)
     script = await replays(machine)
     assert [operation["op"] for operation in script["ops"]][1:] == ["arena", "memory_transaction", "signal"]
     assert script["vm"]["irqchip"] is True
@@ -154,7 +155,7 @@ async def test_what_a_guest_writes_and_what_was_refused_for_its_form_is_left_out
         machine.memory.write(arena.base + PAGE, b"x")
     with pytest.raises(KvmError):
         machine.start_run(9)
-    machine.start_thread(0)
+    await machine.start_thread(0)
     await asyncio.sleep(0)
     machine.memory.read(arena.base, 8)
     await machine.stop_thread(0)
@@ -166,7 +167,7 @@ async def test_a_bounded_history_that_lost_its_beginning_says_so(registry):
     machine = await registry.create("vm", vcpus=1)
     machine.history = History(calls=2)
     for _ in range(4):
-        machine.signal(0)
+        await machine.signal(0)
     script = script_of(machine)
     assert script["dropped"] == 3
     with pytest.raises(ScriptError, match="cannot be replayed"):
@@ -196,7 +197,7 @@ async def test_a_live_session_over_http_is_exported_and_replays(tmp_path):
         (tmp_path / "session.jsonl").write_bytes(answer.content)
     traces = load([tmp_path])
     assert [operation.op for operation in traces[0].operations][-3:] == ["run", "kick", "get_regs"]
-    assert (await replay_traces(traces, InProcess())).lines() == ["1 passed, 0 failed"]
+    assert (await replay_traces(traces, InProcess())).line == "1 passed, 0 failed"
 
 
 async def test_a_destroyed_machine_still_has_its_history(registry):
@@ -208,3 +209,12 @@ async def test_a_destroyed_machine_still_has_its_history(registry):
         await run.result()
     assert gone.value.errno == errno.EIO
     assert names(machine)[0] == "create_vcpu"
+
+
+async def test_tables_and_registers_of_a_model_are_part_of_the_script(registry):
+    machine = await registry.create("vm", vcpus=1, engine="x86")
+    await machine.set_cpuid2(0, [Entry(0, eax=1), Entry(0x80000001, edx=1 << 29)])
+    assert await machine.set_msrs(0, [(0xC0000081, 5), (0x1234, 6)]) == 1
+    script = await replays(machine)
+    assert [operation["op"] for operation in script["ops"][1:]] == ["set_cpuid", "set_msrs"]
+    assert script["ops"][-1]["result"] == {"ret": 0, "errno": None, "taken": 1}

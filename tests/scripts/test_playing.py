@@ -6,16 +6,17 @@ import json
 import httpx
 import pytest
 
-from app.runtime.registry import Registry
-from app.scripts.backends import InProcess, vm_options
-from app.scripts.compare import compare
-from app.scripts.http_player import OverHttp, ServerError, answers
-from app.scripts.parse import parse_operation, parse_operations, plain
-from app.scripts.player import Player, pattern, play_script
-from app.scripts.presets import PRESETS
-from app.scripts.reader import load, read_presets
-from app.scripts.replay import replay, replay_traces
-from app.scripts.script import parse_trace
+from kickstand.runtime.registry import Registry
+from kickstand.scripts.language.parse import parse_operation, parse_operations, plain
+from kickstand.scripts.language.presets import PRESETS
+from kickstand.scripts.language.reader import load, read_presets
+from kickstand.scripts.language.script import parse_trace
+from kickstand.scripts.play.backends import InProcess, vm_options
+from kickstand.scripts.play.compare import compare
+from kickstand.scripts.play.forms import pattern
+from kickstand.scripts.play.http_player import OverHttp, ServerError, answers
+from kickstand.scripts.play.player import Player, play_script
+from kickstand.scripts.replay import replay, replay_traces
 
 
 def op(name, /, **args):
@@ -239,7 +240,8 @@ def test_the_first_difference_of_each_failure_is_shown_field_by_field(tmp_path):
     )
     assert summary.lines() == [
         'FAILED wrong: operation 0: arena {"name": "A", "size": 4096}', "    ret: expected -1, got 0",
-        "    errno: expected 'ENOMEM', got None", "1 passed, 1 failed",
+        "    errno: expected 'ENOMEM', got None", f"compared {summary.compared} of {summary.operations} operations",
+        "1 passed, 1 failed",
     ]  # fmt: skip
     assert seen[0] == 2
     assert [failure is None for _, failure in seen[1:]] == [True, False]

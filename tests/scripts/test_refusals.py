@@ -5,13 +5,13 @@ import json
 
 import pytest
 
-from app.runtime.registry import Registry
-from app.scripts.errors import ScriptError
-from app.scripts.parse import parse_operation, parse_operations
-from app.scripts.player import play_script
-from app.scripts.reader import MAX_FILE, load, read_bounded
-from app.scripts.replay import replay
-from app.scripts.script import ScriptLimits, check, parse_trace
+from kickstand.runtime.registry import Registry
+from kickstand.scripts.language.errors import ScriptError
+from kickstand.scripts.language.parse import parse_operation, parse_operations
+from kickstand.scripts.language.reader import MAX_FILE, load, read_bounded
+from kickstand.scripts.language.script import ScriptLimits, check, parse_trace
+from kickstand.scripts.play.player import play_script
+from kickstand.scripts.replay import replay
 
 ARENA = {"op": "arena", "args": {"name": "A", "size": 4096}}
 VCPU = {"op": "create_vcpu", "args": {"id": 0}}

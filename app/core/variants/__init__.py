@@ -10,12 +10,14 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from functools import cache
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
 
-from app.core.errors import KvmError
-from app.core.variants.base import Variant
+from kickstand.core.errors import KvmError
+from kickstand.core.variants._hooks import wrong_hooks
+from kickstand.core.variants.base import Variant
 
 __all__ = ["Variant", "load_variant_module", "summary", "variant", "variants"]
 
@@ -24,9 +26,15 @@ _own: dict[str, type[Variant]] = {}
 
 def variants() -> dict[str, type[Variant]]:
     """Return every variant by name, sorted; those of ``load_variant_module`` included."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
-    found = {name: _variant_in(importlib.import_module(f"{__name__}.{name}"), name) for name in names}
-    return found | _own
+    return _shipped() | _own
+
+
+@cache
+def _shipped() -> dict[str, type[Variant]]:
+    names = sorted(
+        module.name for module in pkgutil.iter_modules(__path__) if module.name != "base" and module.name[0] != "_"
+    )
+    return {name: _variant_in(importlib.import_module(f"{__name__}.{name}"), name) for name in names}
 
 
 def variant(name: str) -> type[Variant]:
@@ -54,7 +62,7 @@ def load_variant_module(path: Path) -> type[Variant]:
         spec.loader.exec_module(module)
     except OSError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{_line_of(error, path)}: {type(error).__name__}: {getattr(error, 'msg', error)}") from error
     _own[path.stem] = _variant_in(module, path.stem)
     return _own[path.stem]
@@ -65,7 +73,7 @@ def summary(variant: type[Variant]) -> str:
     return (variant.__doc__ or "").strip().partition("\n")[0]
 
 
-def _line_of(error: Exception, path: Path) -> str:
+def _line_of(error: BaseException, path: Path) -> str:
     """``file:line`` where running ``path`` came to its end."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
@@ -84,4 +92,7 @@ def _variant_in(module: ModuleType, name: str) -> type[Variant]:
             f"{module.__file__}: a variant's file has exactly one subclass of Variant, this has {len(own)}"
         )
     own[0].name = name
+    wrong = list(wrong_hooks(own[0], Variant))
+    if wrong:
+        raise ValueError(f"{module.__file__}: {'; '.join(wrong)}")
     return own[0]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.core.requests import Request, clear_all_cpus_request, make_all_cpus_request
-from app.core.variants.sticky import Sticky
+from kickstand.core.kvm_main import clear_all_cpus_request, make_all_cpus_request
+from kickstand.core.shared.requests import Request
+from kickstand.core.variants.sticky import Sticky
 
 if TYPE_CHECKING:
-    from app.core.atomics import Task
+    from kickstand.core.atomics import Task
 
 
 class ClearBeforeUpWrite(Sticky):

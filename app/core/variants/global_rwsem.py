@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.core.variants.sticky import Sticky
+from kickstand.core.variants.sticky import Sticky
 
 if TYPE_CHECKING:
-    from app.core.vm import Vm
+    from kickstand.core.vm import Vm
 
 
 class GlobalRwsem(Sticky):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
-from app.core.atomics import Shared, atomic, blocked
-from app.core.requests import KVM_REQ_USERSPACE_KICK, Request, make_all_cpus_request
-from app.core.trace import BLOCKED
-from app.core.variants.base import Variant
+from kickstand.core.atomics import Shared, atomic, blocked
+from kickstand.core.errors import KvmError
+from kickstand.core.kvm_main import make_all_cpus_request
+from kickstand.core.shared.requests import KVM_REQ_USERSPACE_KICK, Request
+from kickstand.core.trace import BLOCKED
+from kickstand.core.variants.base import Variant
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from app.core.atomics import Task
-    from app.core.run_page import KvmRun
-    from app.core.vcpu import Vcpu
-    from app.core.vm import Vm
+    from kickstand.core.atomics import Task
+    from kickstand.core.kvm_main import AnyVcpu
+    from kickstand.core.run.run_page import KvmRun
+    from kickstand.core.vm import Vm
+
+MOST_HOLDS = 1 << 12  # open at once; a caller that never resumes is told, before it is memory that runs out
 
 
 class Window(Shared):
@@ -65,9 +70,12 @@ class Window(Shared):
 
     @atomic
     async def hold(self, process: str) -> bool:
-        """One more hold; true for the first. Holds of different processes are serialised."""
+        """One more hold; true for the first. Holds of different processes are serialised. EBUSY: there are too many."""
         while self.holders and self.holders[0] != process:
             await blocked(self)
+        if len(self.holders) >= MOST_HOLDS:
+            detail = f"{MOST_HOLDS} holds are open, which is the most: resume first"
+            raise KvmError(errno.EBUSY, "KVM_KICK_ALL_RUNNING_VCPUS", detail)
         self.holders += (process,)
         return len(self.holders) == 1
 
@@ -124,7 +132,7 @@ class Holds(Variant):
 
     async def kick(self, task: Task) -> bool:
         opened = await self.window.hold(task.process)
-        self.holds += 1
+        self.open_windows += 1
         vcpus = await self.vm.online_vcpus()
         await make_all_cpus_request(vcpus, Request.USERSPACE_KICK)
         for vcpu in vcpus:
@@ -134,12 +142,12 @@ class Holds(Variant):
         await self.window.drained(task.process)
         return opened
 
-    async def take_back(self, task: Task) -> None:
+    async def take_back(self, task: Task, *, opened: bool) -> None:
         await self.resume(task)
 
     async def resume(self, task: Task) -> int:
         released = await self.window.release(task.process)
-        self.holds -= released
+        self.open_windows -= released
         return released
 
     def saved(self, unsettled: int = 0) -> dict[str, Any]:
@@ -148,36 +156,36 @@ class Holds(Variant):
 
     def load(self, saved: dict[str, Any], process: str) -> None:
         super().load(saved, process)
-        self.window.holders = (process,) * self.holds
+        self.window.holders = (process,) * self.open_windows
 
-    async def run_begin(self, vcpu: Vcpu) -> object | None:
-        if self.holds:
+    async def run_begin(self, vcpu: AnyVcpu) -> object | None:
+        if self.open_windows:
             vcpu.show(BLOCKED)
         return await self.window.enter(vcpu.task, vcpu.run_page) or None
 
-    def run_end(self, vcpu: Vcpu, held: object) -> Awaitable[None]:
+    def run_end(self, vcpu: AnyVcpu, held: object) -> Awaitable[None]:
         return self.window.leave(vcpu.tid)
 
-    def completion_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+    def completion_test(self, vcpu: AnyVcpu) -> Awaitable[bool]:
         return self.window.held()
 
-    def entry_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+    def entry_test(self, vcpu: AnyVcpu) -> Awaitable[bool]:
         return self._asked_to_leave(vcpu)
 
-    def exit_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+    def exit_test(self, vcpu: AnyVcpu) -> Awaitable[bool]:
         return self._asked_to_leave(vcpu)
 
-    def block_test(self, vcpu: Vcpu) -> Awaitable[bool]:
+    def block_test(self, vcpu: AnyVcpu) -> Awaitable[bool]:
         return vcpu.requests.test(KVM_REQ_USERSPACE_KICK)
 
-    async def _asked_to_leave(self, vcpu: Vcpu) -> bool:
+    async def _asked_to_leave(self, vcpu: AnyVcpu) -> bool:
         if not await vcpu.requests.check(KVM_REQ_USERSPACE_KICK):
             return False
         return await self.window.held()
 
-    async def ioctl_begin(self, task: Task, vcpu: Vcpu | None = None) -> bool:
+    async def ioctl_begin(self, task: Task, vcpu: AnyVcpu | None = None) -> bool:
         return vcpu is not None or await self.window.consume(task)
 
-    async def ioctl_end(self, task: Task, vcpu: Vcpu | None = None) -> None:
+    async def ioctl_end(self, task: Task, vcpu: AnyVcpu | None = None) -> None:
         if vcpu is None:
             await self.window.consumed(task.process)

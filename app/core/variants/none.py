@@ -1,6 +1,6 @@
 """The control: no protection at all."""
 
-from app.core.variants.base import Variant
+from kickstand.core.variants.base import Variant
 
 
 class Unprotected(Variant):

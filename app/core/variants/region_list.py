@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from app.core.variants.base import Variant
+from kickstand.core.variants.base import Variant
 
 
 class RegionList(Variant):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.core.userspace import IoctlCounts
-from app.core.variants.base import Variant
+from kickstand.core.shared.userspace import IoctlCounts
+from kickstand.core.variants.base import Variant
 
 if TYPE_CHECKING:
-    from app.core.atomics import Task
-    from app.core.vcpu import Vcpu
-    from app.core.vm import Vm
+    from kickstand.core.atomics import Task
+    from kickstand.core.kvm_main import AnyVcpu
+    from kickstand.core.vm import Vm
 
 
 class SignalVariant(Variant):
@@ -31,13 +31,13 @@ class SignalVariant(Variant):
             await self.inside.wait_left(vcpu.tid)
         return True
 
-    async def ioctl_begin(self, task: Task, vcpu: Vcpu | None = None) -> bool:
+    async def ioctl_begin(self, task: Task, vcpu: AnyVcpu | None = None) -> bool:
         return vcpu is None or await self.inside.begin(vcpu.tid)
 
-    async def ioctl_end(self, task: Task, vcpu: Vcpu | None = None) -> None:
+    async def ioctl_end(self, task: Task, vcpu: AnyVcpu | None = None) -> None:
         if vcpu is not None:
             await self.inside.end(vcpu.tid)
 
-    async def eintr(self, vcpu: Vcpu) -> None:
+    async def eintr(self, vcpu: AnyVcpu) -> None:
         await vcpu.task.take_signal()
         await vcpu.run_page.set_immediate_exit(False)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.core.rwsem import Srcu
-from app.core.variants.sticky import Sticky
+from kickstand.core.shared.rwsem import Srcu
+from kickstand.core.variants.sticky import Sticky
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from app.core.atomics import Task
-    from app.core.vcpu import Vcpu
-    from app.core.vm import Vm
+    from kickstand.core.atomics import Task
+    from kickstand.core.kvm_main import AnyVcpu
+    from kickstand.core.vm import Vm
 
 
 class SrcuVariant(Sticky):
@@ -25,11 +25,11 @@ class SrcuVariant(Sticky):
     async def wait_for_readers(self, task: Task) -> None:
         await self.transactions.synchronize()
 
-    async def run_begin(self, vcpu: Vcpu) -> object | None:
+    async def run_begin(self, vcpu: AnyVcpu) -> object | None:
         index = await self.transactions.read_lock()
         return (index,)
 
-    def run_end(self, vcpu: Vcpu, held: object) -> Awaitable[None]:
+    def run_end(self, vcpu: AnyVcpu, held: object) -> Awaitable[None]:
         assert isinstance(held, tuple)
         (index,) = held
         return self.transactions.read_unlock(index)

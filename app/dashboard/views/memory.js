@@ -3,9 +3,9 @@
  * after each of its calls, with the holes that it leaves and the accesses that fell into them.
  */
 
-import { el, put, say } from "../dom.js";
-import { holes, title } from "../episodes.js";
-import { count, duration, hex, plural, size, some } from "../format.js";
+import { holes, title } from "../model/asking.js";
+import { el, put, say } from "../page/dom.js";
+import { count, duration, hex, plural, size, some } from "../page/format.js";
 
 const SHOWN = 12; // marks of torn accesses in one row
 const GAP = 0.35; // width of unmapped space between slots, in shares
@@ -33,11 +33,12 @@ export function memory(root, app, { compact = false } = {}) {
     drawn = key;
     empty.hidden = Boolean(vm?.slots.length || picked);
     chosen.parentElement.hidden = !changed.length;
+    now.hidden = compact && picked !== null; // its last row is the same
     put(now, vm?.slots.length ? strip(scale(vm.slots, picked), vm.slots, []) : null);
     if (document.activeElement !== chosen) {
-      put(chosen, changed.slice(-RECENT).reverse().map((episode) => el("option", { value: String(episode.number), selected: episode === picked }, `${title(episode)}${episode.torn.length ? `: ${episode.torn.length} torn` : ""}`)));
+      put(chosen, changed.slice(-RECENT).reverse().map((episode) => el("option", { value: String(episode.number), selected: episode === picked }, `${title(episode)}${episode.torn.length ? `: ${plural(episode.torn.length, "hole")} seen` : ""}`)));
     }
-    say(head, picked ? verdict(picked) : vm?.slots.length ? "No slot has changed while this page looked. Merge m1 and m2 to see what a vCPU sees meanwhile." : "");
+    say(head, picked ? verdict(picked) : vm?.slots.length ? "No slot has changed. Merge m1 and m2 to see what a vCPU sees meanwhile." : "");
     head.className = `story ${picked?.torn.length ? "torn" : ""}`;
     put(rows, picked ? history(vm, picked) : null);
     put(listed, (vm?.slots ?? []).map((slot) => el("tr", {}, el("th", { scope: "row" }, String(slot.slot)), el("td", {}, `${hex(slot.gpa)} – ${hex(slot.gpa + slot.size - 1)}`), el("td", {}, size(slot.size)), el("td", {}, flags(slot.flags)), el("td", {}, slot.hva === null ? "–" : hex(slot.hva)))));
@@ -57,7 +58,7 @@ export function memory(root, app, { compact = false } = {}) {
       const row = el("div", { class: `row${n > current ? " ahead" : ""}${until < Infinity && n === current ? " current" : ""}` },
         el("span", { class: "label" }, el("b", {}, state.label), el("small", {}, state.t === null ? "" : `+${duration(state.t - episode.start)}`)),
         strip(columns, state.slots, open, torn));
-      if (torn.length) row.append(el("p", { class: "torn" }, tornText(torn)));
+      if (torn.length) row.append(el("p", { class: "torn" }, compact ? `${plural(torn.length, "hole")} seen here` : tornText(torn)));
       return row;
     });
   }
@@ -96,7 +97,7 @@ export function strip({ columns, whole }, slots, open, torn = []) {
   const node = el("div", { class: "strip", role: "img", "aria-label": described(slots, open, torn) });
   const box = (from, to, kind, ...text) => node.append(el("div", { class: kind, style: { left: `${place(from) * 100}%`, width: `${(end(to) - place(from)) * 100}%` } }, text));
   for (const { from, to, used } of columns) if (!used) box(from, to, "nothing", el("span", {}, "⋯"));
-  for (const slot of slots) box(slot.gpa, slot.gpa + slot.size, `slot slot${slot.slot % 4}${slot.flags & 2 ? " readonly" : ""}`, el("b", {}, `slot ${slot.slot}`), el("small", {}, `${hex(slot.gpa)} · ${size(slot.size)}`));
+  for (const slot of slots) box(slot.gpa, slot.gpa + slot.size, `slot slot${slot.slot % 4}${slot.flags & 2 ? " readonly" : ""}`, el("b", {}, `slot ${slot.slot}`), el("small", {}, hex(slot.gpa), el("span", {}, ` · ${size(slot.size)}`)));
   for (const [from, to] of open) box(from, to, "hole", el("b", {}, "hole"));
   const marked = new Map();
   for (const { gpa } of torn) if (gpa !== null) marked.set(gpa, (marked.get(gpa) ?? 0) + 1);
@@ -109,20 +110,20 @@ export function strip({ columns, whole }, slots, open, torn = []) {
 function described(slots, open, torn) {
   const names = slots.map((slot) => `slot ${slot.slot} at ${hex(slot.gpa)}, ${size(slot.size)}`);
   const gaps = open.map(([from, to]) => `a hole from ${hex(from)} to ${hex(to - 1)}`);
-  return [...names, ...gaps, torn.length ? plural(torn.length, "torn access", "torn accesses") : ""].filter(Boolean).join("; ") || "no memory";
+  return [...names, ...gaps, torn.length ? `${plural(torn.length, "access", "accesses")} of it` : ""].filter(Boolean).join("; ") || "no memory";
 }
 
 function tornText(torn) {
   const [first] = torn;
   const who = some([...new Set(torn.map(({ vcpu }) => `vCPU ${vcpu}`))]);
   if (first.gpa === null) return `${who} could not fetch its code: KVM_EXIT_INTERNAL_ERROR.`;
-  return `${who} ${first.write ? "wrote" : "read"} ${hex(first.gpa)} ${torn.length > 1 ? `${count(torn.length)} times ` : ""}and left with KVM_EXIT_MMIO: torn, the address is RAM before and after.`;
+  return `${who} ${first.write ? "wrote" : "read"} ${hex(first.gpa)} ${torn.length > 1 ? `${count(torn.length)} times ` : ""}and left with KVM_EXIT_MMIO, although the address is RAM before and after.`;
 }
 
 function verdict(episode) {
   const spent = duration((episode.end ?? episode.changes.at(-1).t) - episode.start);
   const what = `${title(episode)} took ${spent}`;
-  if (episode.torn.length) return `${what}: ${plural(episode.torn.length, "access", "accesses")} fell into a hole that should never have been seen.`;
+  if (episode.torn.length) return `${what}: ${plural(episode.torn.length, "access", "accesses")} fell into a hole that nobody should ever see.`;
   return episode.end === null ? `${what} so far.` : `${what}: nobody saw a hole.`;
 }
 

@@ -1,70 +1,19 @@
-/** What looks wrong: found by rules over the state, each with why it matters and where to look. */
+/** The warnings as a list, each with why it matters and where to look. */
 
-import { el, put, say, sync } from "../dom.js";
-import { count, duration, plural, some } from "../format.js";
-import { HALTED, inside } from "../states.js";
-
-const SPINS_A_SECOND = 20;
-const SLOW_DRAIN_NS = 50e6;
-const PENDING_NS = 1e9;
-const RECENT_NS = 60e9;
-
-/**
- * @typedef {{key: string, level: "bad"|"note", text: string, why: string, view: string}} Warning
- */
-
-/** The warnings about one VM and the stream. @returns {Warning[]} */
-function warningsOf(vm, store, now, spinning) {
-  const found = [];
-  const add = (key, level, text, why, view) => found.push({ key, level, text, why, view });
-  if (vm) {
-    const spinners = vm.ids.filter((id) => (spinning.get(id) ?? 0) > SPINS_A_SECOND);
-    const rate = spinners.reduce((sum, id) => sum + spinning.get(id), 0);
-    if (spinners.length) add("spin", "bad", `${some(spinners.map((id) => `vCPU ${id}`))} ${spinners.length === 1 ? "spins" : "spin"}: ${count(rate)} EINTR a second`, "Userspace calls KVM_RUN again and again while it is kicked; each call takes and gives the read side for nothing. Well-behaved userspace waits for the resume.", "table");
-    if (vm.torn) add("torn", "bad", plural(vm.torn, "torn access", "torn accesses"), "A guest read RAM and got a hole, since slots were changed under it.", "memory");
-    const open = vm.open;
-    if (open?.requested && open.completed === null && now - open.requested > PENDING_NS) add("pending", "bad", `a kick has been waiting for ${duration(now - open.requested)}`, "Somebody inside KVM_RUN does not come out; with a global semaphore it may belong to another VM.", "lock");
-    const slow = vm.episodes.filter((episode) => episode.completed !== null && episode.completed - episode.requested > SLOW_DRAIN_NS && now - episode.completed < RECENT_NS);
-    if (slow.length) add("slow", "note", `${plural(slow.length, "slow kick")}: the last took ${duration(slow.at(-1).completed - slow.at(-1).requested)}`, "Draining takes as long as the slowest vCPU needs to leave.", "timeline");
-    const back = vm.episodes.filter((episode) => episode.takenBack && now - episode.start < RECENT_NS);
-    if (back.length) add("back", "bad", `${plural(back.length, "kick")} timed out and ${back.length === 1 ? "was" : "were"} taken back`, "A vCPU, or another VM's vCPU, never gave up the read side.", "timeline");
-    const stuck = vm.ids.filter((_, i) => inside(vm.state[i]) && vm.state[i] !== HALTED && vm.kicked && open?.completed !== null && now - vm.since[i] > PENDING_NS);
-    if (stuck.length) add("stuck", "bad", `${some(stuck.map((id) => `vCPU ${id}`))} inside KVM_RUN although kicked`, "The variant let it in.", "fleet");
-    const dead = vm.threads.map((thread, i) => ({ thread, id: vm.ids[i] })).filter(({ thread }) => thread && !thread.running && thread.ended !== "stopped");
-    if (dead.length) add("ended", "bad", `the userspace of ${some(dead.map(({ id }) => `vCPU ${id}`))} has ended: ${dead[0].thread.ended}`, "The guest could not go on.", "table");
-    const last = vm.episodes.at(-1);
-    const idle = vm.ids.filter((_, i) => vm.threads[i]?.running && vm.state[i] === 0 && now - vm.since[i] > 2 * PENDING_NS);
-    if (idle.length && !vm.kicked && last?.resumed) add("asleep", "note", `${some(idle.map((id) => `vCPU ${id}`))} has not entered the guest since the resume`, "Its userspace waits for something else, such as an event after HLT.", "table");
-  }
-  const gaps = store.gaps.filter(({ reason }) => reason === "slow");
-  if (gaps.length) add("gap", "note", `${count(store.missed)} events were skipped, in ${plural(gaps.length, "gap")}`, "This page could not read as fast as events came. What it shows is right again after each gap; the past has a grey hole.", "timeline");
-  if (store.restarts) add("restart", "note", `the server was restarted ${plural(store.restarts, "time")}`, "What was before is gone from this page.", "journal");
-  return found;
-}
+import { el, put, say, sync } from "../page/dom.js";
+import { viewOf } from "./index.js";
 
 export function warnings(root, app) {
   const list = el("ul", { class: "warninglist" });
-  const none = el("p", { class: "empty" }, "Nothing looks wrong. Spinning vCPUs, slow or hanging kicks, torn accesses and gaps in the stream would be listed here.");
+  const none = el("p", { class: "empty" }, "Nothing looks wrong. Spinning vCPUs, slow or hanging kicks, holes and gaps in the stream would be listed here.");
   put(root, none, list);
-  let before = null;
-  const rates = new Map();
-
-  function rate(vm) {
-    const now = performance.now();
-    if (before && before.vm === vm && now - before.at < 900) return;
-    if (before?.vm === vm) vm.ids.forEach((id, i) => rates.set(id, ((vm.spins[i] - (before.spins[i] ?? 0)) / (now - before.at)) * 1000));
-    else rates.clear();
-    before = { vm, at: now, spins: vm.spins.slice(0, vm.count) };
-  }
 
   function tell() {
-    const vm = app.vm();
-    if (vm) rate(vm);
-    const found = warningsOf(vm, app.store, app.live.now, rates);
+    const { found } = app.watchdog;
     none.hidden = found.length > 0;
     sync(list, found, ({ key }) => key, ({ level, why, view }) => el("li", { class: level },
       el("b", {}, level === "bad" ? "Problem: " : "Note: "), el("span", { class: "text" }), el("p", { class: "about" }, why),
-      el("button", { type: "button", class: "small", onclick: () => app.open(view) }, `Look at it (${view})`)),
+      el("button", { type: "button", class: "small", onclick: () => app.open(view) }, `Look at it (${viewOf(view)?.label})`)),
     (node, { text }) => say(node.querySelector(".text"), text));
   }
 

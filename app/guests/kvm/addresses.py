@@ -13,11 +13,11 @@ import mmap
 import os
 from collections.abc import Iterable
 
-from app.core.errors import KvmError
-from app.core.memslots import SET_MEMORY, USER_SPACE_END, Region, Slot
-from app.core.uapi import MAX_SLOT_PAGES, PAGE_SHIFT, PAGE_SIZE
-from app.guests.host_memory import HostMemory
-from app.guests.kvm.device import libc
+from kickstand.core.errors import KvmError
+from kickstand.core.memslots import SET_MEMORY, USER_SPACE_END, Region, Slot
+from kickstand.core.uapi import MAX_SLOT_PAGES, PAGE_SHIFT, PAGE_SIZE
+from kickstand.guests.host_memory import HostMemory
+from kickstand.guests.kvm.device import libc
 
 PROT_NONE = 0
 MAP_NORESERVE = 0x4000

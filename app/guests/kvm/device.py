@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from app.core.errors import KvmError
-from app.core.layout import Struct
-from app.core.uapi import API_VERSION, ioctl_by_name
+from kickstand.core.errors import KvmError
+from kickstand.core.uapi import API_VERSION, ioctl_by_name
+from kickstand.core.uapi.layout import Struct
 
 PATH = "/dev/kvm"
 CREATE = "KVM_CREATE_VM"
@@ -67,6 +68,49 @@ def issue(fd: int, code: int) -> int:
     value, error = try_ioctl(fd, code)
     if value < 0:
         raise KvmError(error, hex(code), f"/dev/kvm answered: {os.strerror(error)}", field="request")
+    return value
+
+
+class _Pages(Protocol):
+    def read(self, address: int, length: int) -> bytes: ...
+
+    def write(self, address: int, data: bytes) -> None: ...
+
+
+PAGES = (0x1_0000_0000, 0x1_0001_0000)
+"""Where structures for ``issue_at`` lie, in this process too; nothing else is ever there."""
+ROOM = 0x4000
+
+
+def _room() -> None:
+    """Map the pages, once. ``OSError``: something is there."""
+    if not _mapped:
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
+        for base in PAGES:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _FIXED_NOREPLACE
+            if libc.mmap(base, ROOM, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != base:
+                raise OSError(ctypes.get_errno(), "the pages for structures are taken")
+        _mapped.append(True)
+
+
+_FIXED_NOREPLACE = 0x100000
+_mapped: list[bool] = []
+
+
+def issue_at(fd: int, code: int, number: int, memory: _Pages) -> int:
+    """Issue an ioctl with a number or with the address of a structure in ``memory``, which is filled in.
+
+    ``KvmError`` with the kernel's errno if it fails.
+    """
+    _room()
+    for base in PAGES:
+        ctypes.memmove(base, memory.read(base, ROOM), ROOM)
+    value, error = try_ioctl(fd, code, number)
+    for base in PAGES:
+        memory.write(base, ctypes.string_at(base, ROOM))
+    if value < 0:
+        raise KvmError(error, hex(code), f"/dev/kvm answered: {os.strerror(error)}")
     return value
 
 

@@ -6,7 +6,7 @@ import mmap
 import struct
 from typing import Any
 
-from app.core.guest import (
+from kickstand.core.run.exits import (
     HltExit,
     InternalErrorExit,
     IoExit,
@@ -15,8 +15,8 @@ from app.core.guest import (
     UserExit,
     WindowExit,
 )
-from app.core.run_page import KvmRun, PageWrites
-from app.core.uapi import KVM_RUN, KVM_RUN_EXITS, ExitReason, InternalError, IoDirection
+from kickstand.core.run.run_page import KvmRun, PageWrites
+from kickstand.core.uapi import KVM_RUN, KVM_RUN_EXITS, ExitReason, InternalError, IoDirection
 
 REASON = KVM_RUN.offset("exit_reason")
 UNION = KVM_RUN.offset("exit")

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TypeVar
 
-from app.guests.interpreter import hand_over_promptly
-from app.guests.kvm.device import ioctl, request, try_ioctl
+from kickstand.guests.interpreter import hand_over_promptly
+from kickstand.guests.kvm.device import ioctl, request, try_ioctl
 
 T = TypeVar("T")
 SIGNAL = signal.SIGURG

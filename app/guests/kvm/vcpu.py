@@ -5,37 +5,41 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from typing import TYPE_CHECKING
 
-from app.core.atomics import Killed, outside
-from app.core.errors import KvmError
-from app.core.guest import IoExit, MmioExit
-from app.core.run_page import Cause
-from app.core.trace import VcpuState
-from app.core.uapi import KVM_INTERRUPT, KVM_MP_STATE, ExitReason, MpState
-from app.core.vcpu import Vcpu
-from app.guests.kvm import device
-from app.guests.kvm.guest import DeviceGuest
-from app.guests.kvm.page import DeviceRunPage
-from app.guests.kvm.thread import VcpuThread
-
-if TYPE_CHECKING:
-    from app.guests.kvm.vm import DeviceVm
+from kickstand.core.atomics import Killed, outside
+from kickstand.core.errors import KvmError
+from kickstand.core.kvm_main import AnyVcpu
+from kickstand.core.run.exits import IoExit, MmioExit
+from kickstand.core.run.run_page import Cause
+from kickstand.core.trace import VcpuState
+from kickstand.core.uapi import KVM_INTERRUPT, KVM_LAPIC_STATE, KVM_MP_STATE, ExitReason, MpState
+from kickstand.core.uapi.structures import KVM_TPR_ACCESS_CTL, KVM_VAPIC_ADDR
+from kickstand.core.vm import Vm
+from kickstand.guests.kvm import device
+from kickstand.guests.kvm.device import Device
+from kickstand.guests.kvm.page import DeviceRunPage
+from kickstand.guests.kvm.registers import DeviceRegisters
+from kickstand.guests.kvm.thread import VcpuThread
 
 JOIN_S = 5.0
 
 
-class DeviceVcpu(Vcpu):
+class DeviceVcpu(AnyVcpu):
     """``fd`` is the descriptor of KVM_CREATE_VCPU; it is closed here."""
 
-    def __init__(self, vm: DeviceVm, vcpu_id: int, fd: int) -> None:
-        self.fd = fd
+    def __init__(self, vm: Vm, vcpu_id: int, fd: int, device: Device) -> None:
         super().__init__(vm, vcpu_id, MpState.RUNNABLE)
-        self.run_page = self.page = DeviceRunPage(fd, vm.page_size)
+        self.fd = fd
+        self.run_page = self.page = DeviceRunPage(fd, device.page_size)
         self.thread = VcpuThread(self.tid, fd, lambda: self.task.signal or self.vm.lifetime.dead)
-        self.guest = DeviceGuest(fd, self.thread)
-        self.set_cpuid(vm.device.supported_cpuid())
+        self._registers = DeviceRegisters(fd, self.thread)
+        self.set_cpuid(device.supported_cpuid())
         self.read_mp_state()
+
+    @property
+    def guest(self) -> DeviceRegisters:
+        """The registers; executing instructions is the kernel's business."""
+        return self._registers
 
     def set_cpuid(self, table: bytes) -> None:
         """KVM_SET_CPUID2."""
@@ -81,7 +85,7 @@ class DeviceVcpu(Vcpu):
             return self.interrupted_by(Cause.SIGNAL if signalled else Cause.IMMEDIATE_EXIT)
         if r == 0 and isinstance(exit, IoExit | MmioExit):
             self.arch.pending = exit
-            self._trace_access(exit)
+            self.trace_access(exit)
         return r
 
     # -- other ioctls ----------------------------------------------------------------------------------------
@@ -89,6 +93,26 @@ class DeviceVcpu(Vcpu):
     async def set_mp_state(self, mp_state: MpState, tid: str) -> None:
         """KVM_SET_MP_STATE."""
         await self.with_mutex(lambda: self.write_mp_state(mp_state), tid)
+
+    async def get_lapic(self, tid: str) -> bytes:
+        """KVM_GET_LAPIC."""
+        page = await self.with_mutex(lambda: device.read(self.fd, "GET_LAPIC", KVM_LAPIC_STATE)["regs"], tid)
+        return bytes(page)
+
+    async def set_lapic(self, page: bytes, tid: str) -> None:
+        """KVM_SET_LAPIC."""
+        await self.with_mutex(lambda: device.write(self.fd, "SET_LAPIC", KVM_LAPIC_STATE, {"regs": page}), tid)
+
+    async def report_tpr_access(self, enabled: bool, tid: str) -> None:
+        """KVM_TPR_ACCESS_REPORTING."""
+        control = {"enabled": int(enabled), "flags": 0}
+        await self.with_mutex(lambda: device.write(self.fd, "TPR_ACCESS_REPORTING", KVM_TPR_ACCESS_CTL, control), tid)
+
+    async def set_vapic_addr(self, address: int, tid: str) -> None:
+        """KVM_SET_VAPIC_ADDR."""
+        await self.with_mutex(
+            lambda: device.write(self.fd, "SET_VAPIC_ADDR", KVM_VAPIC_ADDR, {"vapic_addr": address}), tid
+        )
 
     async def interrupt(self, vector: int, tid: str) -> None:
         """KVM_INTERRUPT."""

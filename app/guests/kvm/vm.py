@@ -16,32 +16,33 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from app.core.atomics import Task, outside
-from app.core.errors import KvmError
-from app.core.memslots import Change, Region, Slot
-from app.core.trace import Tracer
-from app.core.uapi import (
+from kickstand.core.atomics import Task, outside
+from kickstand.core.errors import KvmError
+from kickstand.core.ioctls.slots import trace_slot
+from kickstand.core.kvm_main import AnyVcpu
+from kickstand.core.memslots import Change, Region, Settled, Slot
+from kickstand.core.memslots.dirty_pages import DirtyPages
+from kickstand.core.trace import Tracer
+from kickstand.core.uapi import (
     KVM_CLEAR_DIRTY_LOG,
     KVM_DIRTY_LOG,
-    KVM_IRQ_LEVEL,
-    KVM_MSI,
     KVM_USERSPACE_MEMORY_REGION,
     PAGE_SHIFT,
     MemFlag,
 )
-from app.core.variants import variant as find_variant
-from app.core.vcpu import Vcpu
-from app.core.vm import Switches, System, Vm, trace_slot
-from app.guests.host_memory import HostMemory
-from app.guests.kvm import device
-from app.guests.kvm.addresses import Addresses
-from app.guests.kvm.device import Device
-from app.guests.kvm.thread import Worker
-from app.guests.kvm.vcpu import DeviceVcpu
+from kickstand.core.variants import variant as find_variant
+from kickstand.core.vm import Switches, System, Vm
+from kickstand.core.wiring.interrupts import Interrupts
+from kickstand.guests.host_memory import HostMemory
+from kickstand.guests.kvm import device
+from kickstand.guests.kvm.addresses import Addresses
+from kickstand.guests.kvm.device import Device
+from kickstand.guests.kvm.interrupts import DeviceInterrupts
+from kickstand.guests.kvm.thread import Worker
+from kickstand.guests.kvm.vcpu import DeviceVcpu
 
 IN_USERSPACE = ("none", "accel_blocker", "signal")
 DIRTY_BYTE = re.compile(rb"[^\0]")
-LOW = 0xFFFF_FFFF
 
 
 def userspace_variant(name: str) -> str:
@@ -65,15 +66,15 @@ class DeviceVm(Vm):
         trace: Tracer,
     ) -> None:
         self.device = Device()
-        self.page_size = self.device.page_size
         self.fd = self.device.create_vm()
         self.addresses = Addresses(memory)
         self._worker: Worker | None = None
         self._closed = False
-        self._deleted: dict[int, set[int]] = {}  # the last log of slots that were deleted
+        self._deleted: dict[int, DirtyPages] = {}  # the last log of slots that were deleted
         super().__init__(
             vm_id, find_variant(userspace_variant(variant)), _no_guest, system=system, switches=switches, trace=trace
         )
+        self.interrupts: Interrupts = DeviceInterrupts(self.fd, self.online_vcpus, self.check_alive, trace)
         if irqchip:
             try:
                 self._create_irqchip()
@@ -93,12 +94,12 @@ class DeviceVm(Vm):
 
     # -- vCPUs -----------------------------------------------------------------------------------------------
 
-    async def create_vcpu(self, vcpu_id: int, task: Task) -> Vcpu:
+    async def create_vcpu(self, vcpu_id: int, task: Task) -> AnyVcpu:
         """KVM_CREATE_VCPU, and KVM_SET_CPUID2 with everything the kernel supports."""
         await self.check_alive("KVM_CREATE_VCPU")
         fd = device.ioctl(self.fd, "CREATE_VCPU", vcpu_id)
         try:
-            vcpu = DeviceVcpu(self, vcpu_id, fd)
+            vcpu = DeviceVcpu(self, vcpu_id, fd, self.device)
         except BaseException:
             os.close(fd)
             raise
@@ -109,7 +110,7 @@ class DeviceVm(Vm):
 
     # -- memory ----------------------------------------------------------------------------------------------
 
-    async def _set_region(self, region: Region) -> Change:
+    async def set_region(self, region: Region) -> Change:
         old = self.memslots.slots.get(region.slot)
         await self._remember_log(region)
         value = {
@@ -140,15 +141,15 @@ class DeviceVm(Vm):
     async def _set_regions(self, regions: Sequence[Region]) -> list[Change]:
         raise KvmError(errno.ENOTTY, "KVM_SET_USER_MEMORY_REGION_LIST", "a real kernel does not know this ioctl")
 
-    async def _restore(self, state: tuple[Any, ...]) -> None:
+    async def restore_slots(self, settled: Settled) -> None:
         """The undo of a transaction. The kernel's bitmap of a deleted slot is gone; what it held is remembered here."""
-        before = dict(state[0])
+        before, _ = settled
         for slot in [slot for slot in self.memslots.slots.values() if before.get(slot.id) != slot]:
-            await self._set_region(Region(slot.id, 0, 0, 0, 0))
+            await self.set_region(Region(slot.id, 0, 0, 0, 0))
         for slot in before.values():
             if slot.id not in self.memslots.slots:
-                log = self._deleted.get(slot.id, set())
-                await self._set_region(slot.region())
+                log = self._deleted.get(slot.id, DirtyPages())
+                await self.set_region(slot.region())
                 if slot.logged:
                     self.memslots.dirty[slot.id] = log
 
@@ -158,24 +159,26 @@ class DeviceVm(Vm):
         if old is None or not old.logged:
             self._deleted.pop(region.slot, None)
         elif not region.memory_size:
-            log = set(await self._fetch_dirty(region.slot))
+            log = DirtyPages(await self._fetch_dirty(region.slot))
             self._deleted[region.slot] = log
-            self.memslots.dirty[region.slot] = set(log)  # in case the kernel refuses
+            self.memslots.dirty[region.slot] = log.copy()  # in case the kernel refuses
 
-    async def _fetch_dirty(self, slot: int) -> tuple[int, ...]:
+    async def _fetch_dirty(self, slot: int) -> DirtyPages:
         known = self.memslots.slots.get(slot)
         bitmap = ctypes.create_string_buffer(_bitmap_bytes(known.npages if known is not None else 0))
         value = {"slot": slot, "dirty_bitmap": ctypes.addressof(bitmap)}
         await self._in_worker(partial(device.write, self.fd, "GET_DIRTY_LOG", KVM_DIRTY_LOG, value))
-        kept = self.memslots.dirty.get(slot, set())
-        self.memslots.dirty[slot] = set()
-        return tuple(sorted(kept.union(_pages(bitmap.raw))))
+        pages = self.memslots.dirty.get(slot, DirtyPages())
+        self.memslots.dirty[slot] = DirtyPages()
+        pages.update(_pages(bitmap.raw))
+        return pages
 
-    async def _clear_dirty(self, slot: int, first_page: int, num_pages: int, bits: tuple[int, ...]) -> None:
+    async def _clear_dirty(self, slot: int, first_page: int, num_pages: int, bits: tuple[int, ...] | None) -> None:
         known = self.memslots.slots.get(slot)
         pages = min(num_pages, known.npages if known is not None else 0)
         bitmap = bytearray(_bitmap_bytes(pages))
-        for bit in bits:
+        asked = range(pages) if bits is None else bits
+        for bit in asked:
             if bit < pages:
                 bitmap[bit // 8] |= 1 << bit % 8
         buffer = (ctypes.c_char * len(bitmap)).from_buffer(bitmap)
@@ -187,7 +190,7 @@ class DeviceVm(Vm):
         }
         await self._in_worker(partial(device.write, self.fd, "CLEAR_DIRTY_LOG", KVM_CLEAR_DIRTY_LOG, value))
         if known is not None and slot in self.memslots.dirty:
-            self.memslots.dirty[slot].difference_update(first_page + bit for bit in bits)
+            self.memslots.dirty[slot].difference_update(frozenset(first_page + bit for bit in asked))
 
     # -- interrupts ------------------------------------------------------------------------------------------
 
@@ -195,21 +198,12 @@ class DeviceVm(Vm):
         device.ioctl(self.fd, "CREATE_IRQCHIP")
         self.irqchip = True
 
-    async def create_irqchip(self) -> None:
-        """KVM_CREATE_IRQCHIP."""
+    async def create_irqchip(self, *, split: bool = False, pins: int = 0) -> None:
+        """KVM_CREATE_IRQCHIP. EOPNOTSUPP: a split one."""
         await self.check_alive("KVM_CREATE_IRQCHIP")
+        if split:
+            raise KvmError(errno.EOPNOTSUPP, "KVM_ENABLE_CAP", "a split irqchip is for emulated machines")
         self._create_irqchip()
-
-    async def irq_line(self, irq: int, level: int) -> None:
-        """KVM_IRQ_LINE."""
-        await self.check_alive("KVM_IRQ_LINE")
-        device.write(self.fd, "IRQ_LINE", KVM_IRQ_LEVEL, {"irq": irq, "level": level})
-
-    async def signal_msi(self, address: int, data: int) -> bool:
-        """KVM_SIGNAL_MSI; true if a vCPU took it."""
-        await self.check_alive("KVM_SIGNAL_MSI")
-        value = {"address_lo": address & LOW, "address_hi": address >> 32, "data": data}
-        return device.write(self.fd, "SIGNAL_MSI", KVM_MSI, value) > 0
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -238,7 +232,7 @@ async def _settled(future: asyncio.Future[Any]) -> KvmError | None:
     return None
 
 
-def _no_guest(_vcpu: Vcpu) -> Any:
+def _no_guest(_vcpu: AnyVcpu) -> Any:
     """A vCPU of the kernel makes its own."""
     return None
 

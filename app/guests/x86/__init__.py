@@ -1,7 +1,6 @@
-"""One x86 virtual CPU on the Unicorn engine, with the exits of KVM.
+"""x86 virtual CPUs on the Unicorn engine, with the exits of KVM.
 
-``cpu.X86Cpu`` is the whole interface; ``memory`` says what it asks of guest memory. Everything else here is one
-job each: ``registers`` the CPU state, ``paging`` the page-table walk, ``engine`` the only file that calls Unicorn,
-``codepages`` where translated code must stop, ``stepper`` one instruction with every access in our hands,
-``mmio`` and ``pio`` the two kinds of device access, ``delivery`` and ``longgate`` interrupts and exceptions.
+``guest`` is the engine as the core sees it, ``cpu`` one CPU. Guest code runs at full speed in ``translated``; what KVM
+itself would carry out (devices, interrupts, instructions about the CPU) is ``emulated``, one instruction at a time.
+Both work on ``state`` (registers, segments, MSRs) and on ``memory`` (physical, and linear through page tables).
 """

@@ -9,58 +9,65 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from app.core.guest import Exit, InterruptedExit, WindowExit
-from app.guests.x86.delivery import Event
-from app.guests.x86.emulator import Emulator, Events
-from app.guests.x86.engine import Stop
-from app.guests.x86.faults import NMI, UD
-from app.guests.x86.memory import PhysicalMemory
-from app.guests.x86.pending import dump_pending, load_pending
-from app.guests.x86.registers import FLAG_IF, GPR_NAMES, REGISTER_NAMES, CpuState
-from app.guests.x86.saved import FORMAT, dump_events, dump_registers, load_events, load_registers
-from app.guests.x86.sregs import get_sregs, set_sregs
-from app.guests.x86.translator import Translator
+from kickstand.core.arch.kvm_arch import KvmArch
+from kickstand.core.arch.kvmclock import KvmClock
+from kickstand.core.run.exits import Exit, InterruptedExit, WindowExit
+from kickstand.guests.time_source import NANOSECONDS
+from kickstand.guests.x86.emulated.debugger import Debugger
+from kickstand.guests.x86.emulated.emulator import Emulator
+from kickstand.guests.x86.emulated.exits.pending import dump_pending, load_pending
+from kickstand.guests.x86.emulated.interrupts.events import Event, Events
+from kickstand.guests.x86.emulated.paravirtual import Paravirtual
+from kickstand.guests.x86.memory.physical import PhysicalMemory
+from kickstand.guests.x86.snapshot import FORMAT, dump_events, dump_registers, load_events, load_registers
+from kickstand.guests.x86.state.debug import watches
+from kickstand.guests.x86.state.faults import NMI, UD
+from kickstand.guests.x86.state.model import Model
+from kickstand.guests.x86.state.registers import CpuState
+from kickstand.guests.x86.translated.translator import Translator
+from kickstand.guests.x86.translated.unicorn_engine import Stop
+from kickstand.guests.x86.userspace import UserspaceSide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from app.guests.x86.memory import GuestMemory
+    from kickstand.core.arch.kvm_arch import KvmArch
+    from kickstand.guests.x86.memory.physical import GuestMemory
 
 MODES = ("precise", "fast")
 _STOP_AGAIN_S = 20e-6
-_APIC_BASE = 0xFEE00900  # enabled, boot CPU
-_MASK64 = (1 << 64) - 1
-_MAX_NMIS = 2
-_VECTORS = 256
+_MOST_STEPS = 256  # under a debugger, between two looks at others
 
 
-class X86Cpu:
+class X86Cpu(UserspaceSide):
     """One virtual CPU. All calls come from one thread, except ``stop``.
 
     ``mode`` "precise": ``run`` counts instructions, so that the same calls give the same results. "fast": ``run(0)``
     does not count, and runs at the translator's full speed until an exit or ``stop``.
     """
 
-    def __init__(self, memory: GuestMemory, *, mode: str = "precise") -> None:
+    def __init__(
+        self, memory: GuestMemory, *, mode: str = "precise", arch: KvmArch | None = None, boot: bool = True
+    ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode is one of {MODES}")
         self.mode = mode
         self.window_requested = False
         """Set to get ``WindowExit`` as soon as interrupts are allowed (KVM_RUN with request_interrupt_window)."""
         self._memory = PhysicalMemory(memory)
-        self._translator = Translator(self._memory, counted=mode == "precise")
+        self._model = Model(arch or KvmArch(clock=KvmClock(NANOSECONDS)), boot=boot)
+        self._paravirtual = Paravirtual(self._memory, self._model)
+        self._translator = Translator(self._memory, self._model, counted=mode == "precise")
         self._state = CpuState()
         self._state.reset()
-        self._apic_base = _APIC_BASE
         self._stop_requested = False
         self._inside = False
         self._emulator = self._make_emulator(Events())
 
     def _make_emulator(self, events: Events) -> Emulator:
-        return Emulator(self._state, self._memory, events, self._read_msr)
-
-    def _read_msr(self, index: int) -> int:
-        return self._translator.engine.read_msr(index)
+        emulator = Emulator(self._state, self._memory, events, self._model, self._translator.flush_tlb)
+        emulator.msrs.written = self._paravirtual.written
+        return emulator
 
     def _move_state(self, state: CpuState) -> None:
         """Work on the state at another place from now on."""
@@ -88,6 +95,8 @@ class X86Cpu:
             exit = self._before_guest()
             if exit is not None:
                 return exit
+            if self._steps:
+                return self._run_stepped(min(left, _MOST_STEPS) or _MOST_STEPS)
             exit, finished = self._slice(left)
             if exit is not None or finished:
                 return exit
@@ -96,6 +105,26 @@ class X86Cpu:
             if limited and left == 0:
                 return None
 
+    def _run_stepped(self, count: int) -> Exit | None:
+        """With breakpoints: instruction by instruction."""
+        for _ in range(count):
+            if self._stop_requested:
+                self._stop_requested = False
+                return InterruptedExit()
+            exit = self._before_guest() or self._debugger.step()
+            if exit is not None:
+                return exit
+        return None
+
+    @property
+    def _steps(self) -> bool:
+        """There are breakpoints, of a debugger or of the guest: somebody looks after every instruction."""
+        return self._model.debug.steps or watches(self._state.dr[7])
+
+    @property
+    def _debugger(self) -> Debugger:
+        return Debugger(self._state, self._emulator, self._model)
+
     def _attach(self) -> None:
         if not self._translator.attached:
             self._move_state(self._translator.attach(self._state))
@@ -103,15 +132,14 @@ class X86Cpu:
     def _before_guest(self) -> Exit | None:
         """``kvm_check_and_inject_events``, and the interrupt window."""
         events, emulator = self._emulator.events, self._emulator
+        exit = None
         if events.queued is not None:
             event, events.queued = events.queued, None
             exit = emulator.deliver(event)
-            if exit is not None:
-                return exit
-        exit = self._inject_interrupt()
+        exit = exit or self._inject_again() or self._inject_interrupt()
         if exit is not None:
             return exit
-        if (events.nmis or self.window_requested) and self._state.shadow:
+        if (events.nmis or self.window_requested) and self._state.shadow and not self._steps:
             exit = emulator.step()
             if exit is not None:
                 return exit
@@ -123,9 +151,17 @@ class X86Cpu:
         self._translator.watch_window(events.nmi_masked or self.window_requested)
         return None
 
+    def _inject_again(self) -> Exit | None:
+        """An NMI that was on its way already when userspace saved the state."""
+        events = self._emulator.events
+        if not events.nmi_injected:
+            return None
+        events.nmi_injected, events.nmi_masked = False, True
+        return self._emulator.deliver(Event(NMI))
+
     def _inject_nmi(self) -> Exit | None:
         events = self._emulator.events
-        if not events.nmis or events.nmi_masked or self._state.shadow:
+        if not events.nmis or events.nmi_masked or self._state.shadow or self._model.debug.blocks_interrupts:
             return None
         events.nmis -= 1
         events.nmi_masked = True
@@ -182,7 +218,27 @@ class X86Cpu:
         """
         self._attach()
         self._memory.refresh()
-        return self._emulator.complete(reply)
+        exit = self._emulator.complete(reply)
+        return self._debugger.stepped() if exit is None and self._steps else exit
+
+    def next_element(self) -> Exit | None:
+        """A device of the kernel's took the write of the last run: the next exit of the same repeated instruction."""
+        return self._emulator.next_element()
+
+    @property
+    def accessing_rip(self) -> int:
+        """RIP of the instruction at whose access the last run stopped."""
+        return self._emulator.rip
+
+    def ns_until(self, tsc: int) -> int:
+        """How long it takes the time stamp counter to get there; 0 if it has been there."""
+        return self._model.tsc.ns_until(tsc)
+
+    @property
+    def physical(self) -> PhysicalMemory:
+        """Guest memory as it is now."""
+        self._memory.refresh()
+        return self._memory
 
     def stop(self) -> None:
         """Make ``run`` return ``InterruptedExit`` between two instructions; any thread.
@@ -195,79 +251,15 @@ class X86Cpu:
             self._translator.engine.stop()
             time.sleep(_STOP_AGAIN_S)
 
+    def leave(self) -> None:
+        """Make ``run`` return ``InterruptedExit`` soon; from inside of it."""
+        self._stop_requested = True
+        if self._inside:
+            self._translator.engine.stop()
+
     def clear_stop(self) -> None:
         """Forget a stop that no run has answered."""
         self._stop_requested = False
-
-    # -- registers -------------------------------------------------------------------------------------------
-
-    def registers(self) -> dict[str, int]:
-        """KVM_GET_REGS."""
-        values = dict(zip(GPR_NAMES, self._state.gpr, strict=True))
-        return values | {"rip": self._state.rip, "rflags": self._state.flags}
-
-    def set_registers(self, regs: Mapping[str, int]) -> None:
-        """KVM_SET_REGS for the registers named; a queued exception is dropped."""
-        unknown = set(regs) - REGISTER_NAMES
-        if unknown:
-            raise ValueError(f"no register is called {min(unknown)}")
-        self._emulator.registers_change()
-        state = self._state
-        for index, name in enumerate(GPR_NAMES):
-            if name in regs:
-                state.gpr[index] = regs[name] & _MASK64
-        state.rip = regs.get("rip", state.rip) & _MASK64
-        if "rflags" in regs:
-            state.flags = regs["rflags"]
-            state.update_hidden_flags()
-        events = self._emulator.events
-        if events.queued is not None and events.queued.exception:
-            events.queued = None
-
-    def special_registers(self) -> dict[str, Any]:
-        """KVM_GET_SREGS; the bitmap has the interrupt that waits."""
-        waiting = self._emulator.events.interrupt
-        bitmap = 0 if waiting is None else 1 << waiting
-        words = [bitmap >> shift & _MASK64 for shift in range(0, _VECTORS, 64)]
-        return get_sregs(self._state, self._apic_base) | {"interrupt_bitmap": words}
-
-    def set_special_registers(self, changes: Mapping[str, Any]) -> None:
-        """KVM_SET_SREGS for the registers named; KvmError(EINVAL) for a combination no CPU can have."""
-        registers = {name: value for name, value in changes.items() if name != "interrupt_bitmap"}
-        set_sregs(self._state, registers)
-        self._apic_base = changes.get("apic_base", self._apic_base)
-        bitmap = sum(word << 64 * index for index, word in enumerate(changes.get("interrupt_bitmap", ())))
-        if bitmap:
-            self.interrupt((bitmap & -bitmap).bit_length() - 1)  # ``find_first_bit``
-        self._translator.flush_tlb()
-
-    # -- events ----------------------------------------------------------------------------------------------
-
-    def interrupt(self, vector: int) -> None:
-        """``kvm_queue_interrupt``: delivered at the next entry; replaces one that still waits."""
-        self._emulator.events.interrupt = vector
-
-    def nmi(self) -> None:
-        """``kvm_inject_nmi``: at most one waits behind the one in progress."""
-        self._emulator.events.nmis = min(self._emulator.events.nmis + 1, _MAX_NMIS)
-
-    @property
-    def if_flag(self) -> bool:
-        """RFLAGS.IF."""
-        return bool(self._state.eflags & FLAG_IF)
-
-    @property
-    def interrupts_allowed(self) -> bool:
-        """``kvm_x86_interrupt_allowed``: IF is set, and STI or a load of SS is not the last instruction."""
-        return self.if_flag and not self._state.shadow
-
-    @property
-    def has_pending_interrupt(self) -> bool:
-        """True if an interrupt or NMI waits to be delivered."""
-        return self._emulator.events.interrupt is not None or self._emulator.events.nmis > 0
-
-    def wake(self) -> None:
-        """Nothing to do: HLT leaves RIP behind the instruction, and sleeping is the core's business."""
 
     # -- snapshots -------------------------------------------------------------------------------------------
 
@@ -275,7 +267,8 @@ class X86Cpu:
         """Return all of the CPU as JSON-able data; ``load`` takes it back, in another process too."""
         return {
             "format": FORMAT,
-            **dump_registers(self._state, self._apic_base),
+            **dump_registers(self._state, self._model.apic_base),
+            "model": self._model.dump(),
             **dump_events(self._emulator.events),
             "pending": dump_pending(self._emulator.pending),
             "shared": self._emulator.shared.dump(),
@@ -288,10 +281,16 @@ class X86Cpu:
         """
         if state["format"] != FORMAT:
             raise ValueError(f"a CPU of format {state['format']!r}, and this program reads {FORMAT!r}")
-        registers, apic_base = load_registers(state)
+        model = Model(self._model.arch)
+        model.answered = self._model.answered
+        if "model" in state:
+            model.load(state["model"])
+        registers, model.apic_base = load_registers(state, model.cpuid)
         events, pending = load_events(state), load_pending(state["pending"])
         self.close()
-        self._state, self._apic_base = registers, apic_base
+        self._state, self._model = registers, model
+        self._paravirtual = Paravirtual(self._memory, model)
+        self._translator = Translator(self._memory, model, counted=self.mode == "precise")
         self._emulator = self._make_emulator(events)
         self._emulator.pending = pending
         self._emulator.shared.load(state["shared"])

@@ -1,0 +1,1 @@
+"""The schema: what the framework derives, completed by what it does not know."""

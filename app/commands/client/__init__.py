@@ -1,0 +1,1 @@
+"""The client commands of ``kickstand``: equal to the API, and none of them loads the server."""

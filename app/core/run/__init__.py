@@ -1,0 +1,1 @@
+"""What passes between KVM_RUN and userspace: exits, the run page, what observers see."""

@@ -1,0 +1,1 @@
+"""How the interrupt controllers are joined to vCPUs and to what guests access."""

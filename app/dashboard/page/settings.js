@@ -1,0 +1,4 @@
+/** What this browser remembers. */
+
+/** "off": single keys do nothing. */
+export const SETTING = "kickstand-keys";

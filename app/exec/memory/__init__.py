@@ -1,0 +1,1 @@
+"""The program's memory as guest memory: the same pages, or copies."""

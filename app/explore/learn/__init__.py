@@ -1,0 +1,1 @@
+"""How the shipped coroutines become a transition system: operations, automata, stops, components."""

@@ -1,0 +1,1 @@
+"""What is explored: scenarios, and the threads and objects that they are made into."""

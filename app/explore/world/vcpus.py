@@ -1,0 +1,92 @@
+"""What a vCPU's thread does in userspace: KVM_RUN for ever, and what its VMM wrote around that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kickstand.core.atomics import Killed
+from kickstand.explore.world.threads import Gate, Operation, ResumeFlag, Return, Userspace, VmmThread, describe
+
+if TYPE_CHECKING:
+    from kickstand.core.vcpu import Vcpu
+
+MOMENTS = ("start", "before_run", "after_run", "io", "mmio", "eintr")
+Handlers = Mapping[str, Sequence[Operation]]
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """How a VMM treats the signal with which it gets vCPU threads out of KVM_RUN.
+
+    ``blocked``: outside KVM_RUN (KVM_SET_SIGNAL_MASK), so that one that comes early ends the next KVM_RUN.
+    ``immediate_exit``: the handler sets it, and the thread clears it after EINTR.
+    """
+
+    blocked: bool = True
+    immediate_exit: bool = False
+
+
+MASKED = Signals()
+
+
+class VcpuThread:
+    """One vCPU's thread. ``flag`` None: the careless userspace; ``handlers`` are by moment; ``acts`` performs them."""
+
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        userspace: Userspace,
+        flag: ResumeFlag | None,
+        created: Gate | None,
+        acts: VmmThread,
+        handlers: Handlers,
+        signals: Signals,
+    ) -> None:
+        self.vcpu = vcpu
+        self.userspace = userspace
+        self.flag = flag
+        self.created = created
+        self.acts = acts
+        self.handlers = handlers
+        self.signals = signals
+
+    async def run(self) -> None:
+        """Call KVM_RUN for ever."""
+        if self.created is not None:
+            await self.created.wait()
+        await self.handle("start")
+        while True:
+            await self.handle("before_run")
+            if not self.signals.blocked:
+                await self.handle_signal()
+            what = describe(await self.vcpu.run_from_userspace())
+            await self.userspace.run_returned(what)
+            await self.userspace.exit_handled(self.vcpu.run_page)
+            if self.acts.fate is not None and not await self.acts.fate.is_alive():
+                raise Killed
+            await self.returned(what)
+
+    async def handle_signal(self) -> None:
+        """The handler of a signal that came while the thread was not in KVM_RUN."""
+        await self.userspace.handle_signal(self.vcpu.task, self.vcpu.run_page, self.signals.immediate_exit)
+
+    async def returned(self, what: Return) -> None:
+        """What the VMM makes of it."""
+        if what.errno and self.signals.immediate_exit:
+            await self.vcpu.run_page.set_immediate_exit(False)
+        await self.handle("after_run")
+        if what.errno:
+            await self.handle("eintr")
+        elif what.exit.startswith("IO"):
+            await self.handle("io")
+        elif what.exit.startswith("MMIO"):
+            await self.handle("mmio")
+        if what.errno and self.flag is not None:
+            await self.flag.wait()
+
+    async def handle(self, moment: str) -> None:
+        """Perform what the VMM does at that moment."""
+        if moment in self.handlers:
+            await self.acts.each(self.handlers[moment])

@@ -1,0 +1,1 @@
+"""Which instruction it is: its shape, and whether KVM's emulator knows it."""

@@ -1,0 +1,1 @@
+"""Interrupts and exceptions: what waits, what two in a row become, and the way into the handler."""

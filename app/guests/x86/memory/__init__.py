@@ -1,0 +1,1 @@
+"""Guest memory: physical as segments of host memory, linear through page tables."""

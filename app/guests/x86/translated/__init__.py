@@ -1,0 +1,1 @@
+"""Guest code at full speed: the only room that knows Unicorn."""

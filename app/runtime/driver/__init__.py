@@ -1,0 +1,1 @@
+"""What makes the core go on: asyncio tasks, and the clock of its timers."""

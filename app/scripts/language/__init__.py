@@ -1,0 +1,1 @@
+"""The language of ioctl scripts: values, operations, files."""

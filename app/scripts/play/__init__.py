@@ -1,0 +1,1 @@
+"""Scripts played: on a machine in this process or on a server, and answers compared or recorded."""

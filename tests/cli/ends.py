@@ -1,0 +1,3 @@
+"""A file of a user that ends whoever imports it."""
+
+raise SystemExit(0)

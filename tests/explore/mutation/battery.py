@@ -1,0 +1,141 @@
+"""What every mutant has to get past: cells of the shipped code, and which lines each of them runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, FunctionType, ModuleType
+from typing import Any
+from zlib import crc32
+
+from kickstand.core import atomics, kvm_main, vcpu, vm
+from kickstand.core.arch.cpu.vcpu_arch import VcpuArch
+from kickstand.core.ioctls import slots
+from kickstand.core.memslots import active, table
+from kickstand.core.run import run_page
+from kickstand.core.shared import requests, rwsem
+from kickstand.core.variants import variants
+from kickstand.explore.decide import Answer
+from kickstand.explore.learn.knowledge import Knowledge
+from kickstand.explore.matrix import explore
+from kickstand.explore.question import Question
+from tests.explore.mutation.mutants import Mutant, functions_of, mutants_of
+
+SIGNALS = str(Path(__file__).with_name("signals.yaml"))
+SPINNING = str(Path(__file__).with_name("spinning.yaml"))
+STEPS = 4_000  # of the walk that shows which lines a cell runs
+ORDINARY = ("sticky", "holds")
+AROUND = {"__init__", "load", "state", "saved"}  # how objects are made and looked at, which is no protocol
+
+
+@dataclass(frozen=True, slots=True)
+class CellName:
+    """One cell of the battery."""
+
+    scenario: str
+    variant: str
+    behaviour: str
+    vcpus: int = 1
+
+    def learn(self) -> None:
+        """Run whatever a random walk meets."""
+        question = Question(self.scenario, (self.variant,), (self.behaviour,), (self.vcpus,))
+        (one,) = question.split()
+        Knowledge(one.cell(), steps=STEPS).close()
+
+    def verdicts(self) -> dict[str, str]:
+        """Each property's verdict."""
+        found = explore(self.scenario, self.variant, self.behaviour, self.vcpus)
+        return {verdict.property: str(verdict.verdict) for verdict in found}
+
+
+SCENARIOS = (
+    "merge",
+    "pending_io",
+    "dirty_log",
+    SIGNALS,
+    SPINNING,
+    "stuck_fault",
+    "nested",
+    "other_ioctl",
+    "ipi",
+    "repeat",
+)
+BEHAVIOURS = ("well", "careless")
+SLOW = (
+    *(CellName("hotplug", name, "well") for name in ORDINARY),
+    *(CellName("device_interrupt", name, "careless") for name in ORDINARY),
+    *(CellName("merge", name, "well", 2) for name in ORDINARY),
+)
+
+QUICK = [
+    CellName(scenario, name, how)
+    for scenario, how in (
+        ("merge", "well"), ("merge", "careless"), ("pending_io", "well"), (SIGNALS, "careless"), ("dirty_log", "well"),
+    )
+    for name in ORDINARY
+]  # fmt: skip
+
+
+def cells() -> list[CellName]:
+    """The battery, the quick ones first."""
+    found = [CellName(scenario, name, how) for scenario in SCENARIOS for name in ORDINARY for how in BEHAVIOURS]
+    found += [
+        CellName(scenario, name, how)
+        for name in variants()
+        if name not in ORDINARY
+        for scenario in ("merge", "split", "dirty_log", "other_ioctl")
+        for how in BEHAVIOURS
+    ]
+    return [*found, *SLOW]
+
+
+def owners() -> Iterator[type | ModuleType]:
+    """The classes and modules that the protocol is written in."""
+    yield from (vcpu.Vcpu, kvm_main.AnyVcpu, kvm_main, requests.RequestBits, requests.VcpuMode)
+    yield from (rwsem.RwSemaphore, rwsem.Srcu, atomics.Mutex, atomics.Task, VcpuArch, run_page.KvmRun)
+    yield from (vm.Vm, vm.Lifetime, slots.SlotIoctls, active.Memslots, table.SlotTable)
+    for kind in variants().values():
+        module = sys.modules[kind.__module__]
+        yield from (value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__)
+
+
+def mutants() -> list[Mutant]:
+    """All of them, in no order: the first so many are a sample."""
+    functions = dict.fromkeys(
+        function for owner in owners() for function in functions_of(owner) if function.__name__ not in AROUND
+    )
+    found = [mutant for function in functions for mutant in mutants_of(function)]
+    return sorted(found, key=lambda mutant: crc32(mutant.name.encode()))
+
+
+class Lines:
+    """Which lines of some functions are run."""
+
+    def __init__(self, functions: Iterable[FunctionType]) -> None:
+        self.codes = {function.__code__ for function in functions}
+        self.run: set[tuple[str, int]] = set()
+
+    def __enter__(self) -> set[tuple[str, int]]:
+        sys.settrace(self._call)
+        return self.run
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(None)
+
+    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code not in self.codes:
+            return None
+        self.run.add((frame.f_code.co_filename, frame.f_lineno))
+        return self._line
+
+    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        self.run.add((frame.f_code.co_filename, frame.f_lineno))
+        return self._line
+
+
+def convictions(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """The properties that fall and did not fall before."""
+    return [name for name, verdict in after.items() if verdict == Answer.VIOLATED != before.get(name)]

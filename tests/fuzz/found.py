@@ -1,0 +1,5 @@
+"""What a target raises."""
+
+
+class Found(AssertionError):
+    """Something that must not be."""

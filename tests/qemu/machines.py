@@ -1,0 +1,85 @@
+"""QEMU's machines on Kickstand's /dev/kvm, to the end of their firmware: ``make qemu-test``.
+
+SeaBIOS on every machine, with every kind of interrupt controller and up to four CPUs; U-Boot; QEMU's own defaults.
+Not part of the suite, which boots one of them (``test_boot.py``).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.qemu.boot import boot
+from tests.qemu.packages import unpacked
+
+TIMEOUT_S = 240
+NOTHING_ELSE = ("-nodefaults", "-m", "64")
+CONSOLE = ("-chardev", "stdio,id=console", "-device", "isa-debugcon,iobase=0x402,chardev=console")
+END = "No bootable device."
+MICROVM_BIOS = Path("/usr/share/seabios/bios-microvm.bin")
+IRQCHIPS = ("off", "split", "on")
+# A vCPU that is not the first never starts in 7.2.22 with all of the interrupt controllers in QEMU, on any KVM.
+MANY = [(machine, irqchip, cpus) for machine in ("pc", "q35") for irqchip in IRQCHIPS[1:] for cpus in (2, 4)]
+ONE = [(machine, irqchip, 1) for machine in ("pc", "q35", "isapc") for irqchip in IRQCHIPS]
+
+
+@pytest.mark.timeout(TIMEOUT_S + 20)
+@pytest.mark.parametrize(("machine", "irqchip", "cpus"), ONE + MANY)
+def test_seabios_looks_for_something_to_boot(qemu, machine, irqchip, cpus):
+    options = ("-machine", f"{machine},kernel-irqchip={irqchip}", "-smp", str(cpus))
+    done = boot(*options, *NOTHING_ELSE, *CONSOLE, until=END, timeout=TIMEOUT_S)
+    assert done.reached, str(done)
+    assert f"Found {cpus} cpu(s)" in done.out or machine == "isapc"
+
+
+@pytest.mark.timeout(TIMEOUT_S + 20)
+@pytest.mark.parametrize("irqchip", IRQCHIPS)
+def test_seabios_of_a_microvm_looks_for_something_to_boot(qemu, irqchip):
+    if not MICROVM_BIOS.exists():
+        pytest.skip(f"no {MICROVM_BIOS} (Debian: seabios)")
+    machine = ("-machine", f"microvm,graphics=off,kernel-irqchip={irqchip}", "-bios", str(MICROVM_BIOS))
+    done = boot(*machine, *NOTHING_ELSE, "-serial", "stdio", until=END, timeout=TIMEOUT_S)
+    assert done.reached, str(done)
+
+
+@pytest.mark.timeout(TIMEOUT_S + 20)
+@pytest.mark.parametrize("cpu", [(), ("-cpu", "host"), ("-cpu", "max")], ids=["default", "host", "max"])
+def test_a_machine_with_all_that_qemu_gives_it_looks_for_something_to_boot(qemu, cpu):
+    """A VGA, a network card with its ROM, a serial line, a CD drive."""
+    done = boot(*cpu, *CONSOLE, until=END, timeout=TIMEOUT_S)
+    assert done.reached, str(done)
+    assert "set VGA mode 3" in done.out
+
+
+@pytest.mark.timeout(TIMEOUT_S + 20)
+@pytest.mark.parametrize("backend", ["memory-backend-memfd,share=on", "memory-backend-ram,share=on"])
+def test_memory_of_another_kind_is_memory(qemu, backend):
+    ram = ("-object", f"{backend},id=ram,size=64M", "-machine", "pc,memory-backend=ram")
+    done = boot(*ram, *NOTHING_ELSE, *CONSOLE, until=END, timeout=TIMEOUT_S)
+    assert done.reached, str(done)
+
+
+@pytest.mark.timeout(TIMEOUT_S + 20)
+@pytest.mark.parametrize("bits", ["qemu-x86", "qemu-x86_64"])
+def test_uboot_comes_to_its_prompt(qemu, bits):
+    rom = unpacked("u-boot-qemu") / "usr/lib/u-boot" / bits / "u-boot.rom"
+    options = ("-bios", str(rom), "-m", "256", "-nodefaults", "-serial", "stdio")
+    done = boot(*options, until="\n=> ", timeout=TIMEOUT_S)
+    assert done.reached, str(done)
+    assert "U-Boot 20" in done.out
+
+
+@pytest.mark.xfail(reason="the second KVM_RUN of QEMU answers another port when it is replayed", strict=False)
+@pytest.mark.timeout(TIMEOUT_S)
+def test_a_trace_of_a_boot_replays_to_the_same_answers(qemu, tmp_path):
+    trace = tmp_path / "boot.jsonl.gz"
+    under = ("--trace", str(trace))
+    done = boot("-machine", "isapc,kernel-irqchip=off", *NOTHING_ELSE, *CONSOLE, until=END, timeout=120, under=under)
+    assert done.reached, str(done)
+    played = subprocess.run(
+        [sys.executable, "-m", "kickstand", "replay", str(trace)], capture_output=True, text=True, check=False
+    )
+    assert played.returncode == 0, played.stdout[-3000:] + played.stderr[-3000:]

@@ -1,0 +1,52 @@
+"""How long one turn of an event loop keeps everybody else waiting: what it computes, whoever else is on the CPU."""
+
+import asyncio
+import threading
+import time
+from contextlib import contextmanager
+
+
+class Stopwatch:
+    """The longest turn of one thread's loop, in seconds of that thread's CPU time, and what it was."""
+
+    def __init__(self, thread):
+        self.thread = thread
+        self.longest = 0.0
+        self.what = ""
+
+    def lap(self):
+        """The longest turn since the last lap."""
+        longest, what = self.longest, self.what
+        self.longest, self.what = 0.0, ""
+        return longest, what
+
+
+@contextmanager
+def stopwatch(thread):
+    """Measure every callback of the loop that runs in ``thread``."""
+    watch = Stopwatch(thread)
+    run = asyncio.events.Handle._run
+
+    def timed(handle):
+        if threading.get_ident() != watch.thread:
+            return run(handle)
+        began = time.thread_time()
+        try:
+            return run(handle)
+        finally:
+            took = time.thread_time() - began
+            if took > watch.longest:
+                watch.longest, watch.what = took, repr(handle)[:300]
+
+    asyncio.events.Handle._run = timed
+    try:
+        yield watch
+    finally:
+        asyncio.events.Handle._run = run
+
+
+def stretch():
+    """How many seconds a second of CPU takes here and now, at least one: more where others are on the CPU, too."""
+    began, used = time.monotonic(), time.thread_time()
+    sum([number % 7 for number in range(1_500_000)])
+    return max(1.0, (time.monotonic() - began) / (time.thread_time() - used))
