@@ -1,9 +1,12 @@
 """How long one turn of an event loop keeps everybody else waiting: what it computes, whoever else is on the CPU."""
 
 import asyncio
+import gc
 import threading
 import time
 from contextlib import contextmanager
+
+NOMINAL_S = 0.0022  # what ``slowness`` measures on an ordinary machine that has nothing else to do
 
 
 class Stopwatch:
@@ -23,7 +26,11 @@ class Stopwatch:
 
 @contextmanager
 def stopwatch(thread):
-    """Measure every callback of the loop that runs in ``thread``."""
+    """Measure every callback of the loop that runs in ``thread``.
+
+    What the heap has now is kept from the collector meanwhile: its turns would be as long as that heap is large, and
+    a process that has run some thousand tests has a large one.
+    """
     watch = Stopwatch(thread)
     run = asyncio.events.Handle._run
 
@@ -38,11 +45,21 @@ def stopwatch(thread):
             if took > watch.longest:
                 watch.longest, watch.what = took, repr(handle)[:300]
 
+    gc.collect()
+    gc.freeze()
     asyncio.events.Handle._run = timed
     try:
         yield watch
     finally:
         asyncio.events.Handle._run = run
+        gc.unfreeze()
+
+
+def slowness():
+    """How many times longer than usual a piece of work takes now, at least one: beside others it does, whose it is."""
+    began = time.thread_time()
+    sum([number % 7 for number in range(60_000)])
+    return max(1.0, (time.thread_time() - began) / NOMINAL_S)
 
 
 def stretch():

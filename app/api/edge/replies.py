@@ -9,10 +9,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 TURN_S = 0.005  # for how long a long answer is made in one turn of the loop
 NUMBERS = 16_384  # of a list that are written in one turn
+PIECE = 1 << 18  # bytes of an answer that are sent in one turn
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: making one costs more than using it
+
+
+class LongResponse(Response):
+    """A body of many MB, sent a piece a turn: in one go, the copies on its way hold the loop, and a slow reader all."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. A client that reads slowly is waited for, piece by piece; one that is gone ends it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for start in range(0, len(self.body), PIECE):
+            await send({"type": "http.response.body", "body": self.body[start : start + PIECE], "more_body": True})
+            await asyncio.sleep(0)
+        await send({"type": "http.response.body"})
 
 
 def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -24,7 +38,7 @@ async def reply_long(
     content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Send an object that may be large, as ``written``."""
-    return Response(f"{await written(content)}\n", status, headers, "application/json")
+    return LongResponse(f"{await written(content)}\n", status, headers, "application/json")
 
 
 async def reply_list(name: str, items: Iterable[Any], **rest: Any) -> Response:
@@ -61,7 +75,7 @@ async def reply_numbers(name: str, numbers: Sequence[int]) -> Response:
     for start in range(0, len(numbers), NUMBERS):
         pieces.append(",".join(map(str, numbers[start : start + NUMBERS])))
         await asyncio.sleep(0)
-    return Response(f'{{"{name}":[{",".join(pieces)}]}}\n', 200, None, "application/json")
+    return LongResponse(f'{{"{name}":[{",".join(pieces)}]}}\n', 200, None, "application/json")
 
 
 def done(seq: int, **members: Any) -> Response:

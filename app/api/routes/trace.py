@@ -16,6 +16,7 @@ from fastapi import Query
 from starlette.responses import Response
 
 from kickstand.api.context import TheMachine
+from kickstand.api.edge.replies import LongResponse
 from kickstand.api.operations import VM, Media, Operations
 from kickstand.runtime.machine import Machine
 from kickstand.scripts.export import exporter
@@ -69,7 +70,7 @@ async def get_trace(
         "Content-Disposition": f'attachment; filename="{machine.id}.{suffix}"',
         "Kickstand-Oldest": str(machine.log.seq - machine.log.kept + 1),  # the first event that is still recorded
     }
-    return Response(await asyncio.to_thread(write), 200, headers, media_type)
+    return LongResponse(await asyncio.to_thread(write), 200, headers, media_type)
 
 
 Begin = Callable[

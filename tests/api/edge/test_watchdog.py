@@ -5,7 +5,6 @@ part of the suite; ``KICKSTAND_WATCHDOG=all`` asks for all that the limits allow
 """
 
 import asyncio
-import gc
 import json
 import os
 import re
@@ -20,11 +19,10 @@ from kickstand.guests.program import MOST_STEPS
 from kickstand.settings import Limits
 from tests.api.schema.test_schema import Client
 from tests.long import LONG
-from tests.stopwatch import stopwatch
+from tests.stopwatch import slowness, stopwatch
 
 ALL = LONG or os.environ.get("KICKSTAND_WATCHDOG") == "all"
 LONGEST_S = 0.050
-NOMINAL_S = 0.0022  # what ``spent`` is on an ordinary machine that has nothing else to do
 VCPUS = 1_024 if ALL else 128
 SLOTS = 32_000 if ALL else 1_000
 DIRTY = 1 << (20 if ALL else 16)
@@ -237,13 +235,6 @@ def unknown(schema):
     return found
 
 
-def spent():
-    """CPU seconds of a fixed piece of work, now: beside others it takes longer, whoever does it."""
-    began = time.thread_time()
-    sum([number % 7 for number in range(60_000)])
-    return time.thread_time() - began
-
-
 def poll(client, over):
     """Ask for /healthz until it is over; the longest answer in seconds."""
     longest = 0.0
@@ -260,8 +251,6 @@ def test_no_operation_at_its_largest_holds_the_loop(watched):
     for path in ("/vms", "/kvm", "/metrics"):  # what is loaded once is loaded
         watched.call("GET", path)
     rows, image = [], b""
-    gc.collect()
-    gc.disable()  # its turns are as long as this process's heap is large; the server's own has few of them
     with stopwatch(watched.thread.ident) as watch, ThreadPoolExecutor(1) as executor:
         over = threading.Event()
         health = executor.submit(poll, watched, over)
@@ -270,7 +259,7 @@ def test_no_operation_at_its_largest_holds_the_loop(watched):
                 for number, (method, path, body) in enumerate(requests):
                     if operation == "take_snapshot":
                         watched.run(watched.write(0, DIRTY // 4))  # about as many as an image may have
-                    scale = max(1.0, spent() / NOMINAL_S)
+                    scale = slowness()
                     watch.lap()
                     began = time.monotonic()
                     answer = watched.ask(method, path, image if body == "image" else body)
@@ -284,7 +273,6 @@ def test_no_operation_at_its_largest_holds_the_loop(watched):
         finally:
             over.set()
         slowest = health.result()
-    gc.enable()
     rows.sort(reverse=True)
     table = [
         f"{held * 1e3:7.1f} ms  {name}[{number}] {status}  ({took:.2f} s)"
