@@ -83,5 +83,5 @@ def story(page):
     """The dashboard with the story's VM, four vCPUs running, and its end afterwards."""
     page.evaluate("kickstand.runner.story()")
     until(page, "kickstand.vm()?.id === 'demo' && kickstand.vm().running === 4")
-    until(page, "kickstand.vm().total('exits') > 0")
+    until(page, "kickstand.vm().total('exits') > 0 && document.querySelector('.telling')")
     return page

@@ -55,6 +55,19 @@ def test_a_button_stays_under_a_pressed_pointer(story):
     assert result(story, "resume")["ok"]
 
 
+def test_the_story_comes_up_when_no_pointer_is_pressed(page):
+    """It lies above the buttons, and is fetched when it is first needed."""
+    page.hover("#do-kick")
+    page.mouse.down()
+    page.evaluate("kickstand.runner.story()")
+    until(page, "kickstand.vm()?.running === 4 && kickstand.vm().total('exits') > 0")
+    page.evaluate("new Promise((drawn) => setTimeout(() => kickstand.frame.slow.add(drawn), 300))")
+    assert page.locator(".telling").count() == 0
+    page.mouse.up()
+    assert result(page, "kick")["ok"]
+    until(page, "document.querySelector('.telling')")
+
+
 def test_every_action_has_a_button_and_a_curl(story):
     more(story)
     ids = story.evaluate("import('/dashboard/controls/actions.js').then(({ ACTIONS }) => ACTIONS.map(({ id }) => id))")

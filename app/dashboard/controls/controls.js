@@ -1,7 +1,7 @@
 /** The rail of buttons: kick, resume, merge and split, the rest behind More; behind a sign, what each sends, as curl. */
 
 import { copy, curl } from "../live/curl.js";
-import { el, put, say } from "../page/dom.js";
+import { el, pressing, put, say } from "../page/dom.js";
 import { action, plainly, protectable } from "./actions.js";
 
 const SHOWN = 12; // requests of one action that are spelled out
@@ -33,7 +33,7 @@ export function controls(root, app) {
     rest);
 
   function update() {
-    if (root.matches(":active")) return; // a button that moved away under a pressed pointer would not be clicked
+    if (pressing()) return;
     const vm = app.vm();
     fields?.update();
     inside.checked = Boolean(app.form.inside);

@@ -92,3 +92,8 @@ export function fitted(canvas) {
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   return { context, width, height, changed, ratio };
 }
+
+/** Whether a pointer is down on something: what moved away under it now would not be clicked. */
+export function pressing() {
+  return document.querySelector(":is(button, a, summary, label, input, select):active") !== null;
+}

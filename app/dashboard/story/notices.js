@@ -1,6 +1,6 @@
 /** What stands above the views: the invitation to the story, word of a restart. */
 
-import { el, put, say } from "../page/dom.js";
+import { el, pressing, put, say } from "../page/dom.js";
 import * as url from "../page/url.js";
 import { told } from "./story.js";
 
@@ -28,6 +28,7 @@ export function notices(root, app) {
   let dismissed = 0;
   let state = "";
   app.frame.slow.add(() => {
+    if (pressing()) return; // all else lies below
     const here = url.get("view", "overview") === "overview"; // elsewhere it would be in the way
     const idle = here && [...app.store.vms.values()].every((vm) => vm.pristine) && document.querySelector("#tour")?.hasAttribute("hidden");
     const vm = here ? told(app) : null;
