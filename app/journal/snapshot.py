@@ -59,8 +59,9 @@ async def take(machine: Machine, folder: Path | None) -> IO[bytes]:
         file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  who sends it closes it
     except OSError as error:
         raise KvmError(lacking(error), "snapshot", f"no file for it: {error.strerror}") from error
-    try:
-        with not_kept():
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(close, file)
+        with _refusing(machine.id), not_kept():
             async with _still(machine):
                 dirty = sum(map(len, machine.vm.memslots.dirty.values()))
                 _check_dirty(dirty, machine.memory.budget.per_vm, "snapshot")
@@ -70,16 +71,23 @@ async def take(machine: Machine, folder: Path | None) -> IO[bytes]:
                 parts |= recorder.changed(counters=True)
                 arenas = [(arena.base, arena.buffer) for arena in machine.memory.arenas]
                 await to_the_end(asyncio.to_thread(_write, file, parts, arenas))
-    except OSError as error:
-        file.close()
-        raise KvmError(lacking(error), "snapshot", f"it cannot be written: {error.strerror}") from error
-    except ValueError as error:
-        file.close()  # the memory was given back meanwhile
-        raise KvmError(errno.EIO, "snapshot", f"virtual machine {machine.id} is destroyed") from error
-    except BaseException:
-        file.close()
-        raise
+        stack.pop_all()
     return file
+
+
+async def close(file: IO[bytes]) -> None:
+    """Close a file without a name, beside the loop: what it takes to give back its blocks grows with it."""
+    await to_the_end(asyncio.to_thread(file.close))
+
+
+@contextlib.contextmanager
+def _refusing(vm_id: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise KvmError(lacking(error), "snapshot", f"it cannot be written: {error.strerror}") from error
+    except ValueError as error:  # the memory was given back meanwhile
+        raise KvmError(errno.EIO, "snapshot", f"virtual machine {vm_id} is destroyed") from error
 
 
 @contextlib.asynccontextmanager

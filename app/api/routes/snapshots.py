@@ -45,8 +45,10 @@ class _FileAnswer(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        with self._file:
+        try:
             await super().__call__(scope, receive, send)
+        finally:
+            await snapshot.close(self._file)
 
 
 async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
@@ -58,11 +60,14 @@ async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
 async def restore_snapshot(request: Request, context: TheContext, new_id: NewId = None) -> Response:
     """Make a VM from a snapshot's bytes. It comes up kicked; a file that is not whole changes nothing."""
     try:
-        with tempfile.TemporaryFile(dir=context.state_dir) as file:
+        file = tempfile.TemporaryFile(dir=context.state_dir)  # noqa: SIM115
+        try:
             async for piece in request.stream():
                 await asyncio.to_thread(file.write, piece)  # a disk may take its time, and guests run meanwhile
             file.seek(0)
             machine = await snapshot.bring_back(context.registry, file, new_id)
+        finally:
+            await snapshot.close(file)
     except OSError as error:
         raise KvmError(snapshot.lacking(error), "restore", f"no room for the file: {error.strerror}") from error
     return await reply_long(machine.shape(), 201, {"Location": f"/vms/{machine.id}"})

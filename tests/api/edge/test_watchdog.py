@@ -5,6 +5,7 @@ part of the suite; ``KICKSTAND_WATCHDOG=all`` asks for all that the limits allow
 """
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -251,6 +252,7 @@ def test_no_operation_at_its_largest_holds_the_loop(watched):
     for path in ("/vms", "/kvm", "/metrics"):  # what is loaded once is loaded
         watched.call("GET", path)
     rows, image = [], b""
+    gc.disable()  # its turns are as long as this process's heap is large; the server's own has few of them
     with stopwatch(watched.thread.ident) as watch, ThreadPoolExecutor(1) as executor:
         over = threading.Event()
         health = executor.submit(poll, watched, over)
@@ -273,6 +275,7 @@ def test_no_operation_at_its_largest_holds_the_loop(watched):
         finally:
             over.set()
         slowest = health.result()
+    gc.enable()
     rows.sort(reverse=True)
     table = [
         f"{held * 1e3:7.1f} ms  {name}[{number}] {status}  ({took:.2f} s)"
