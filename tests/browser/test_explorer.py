@@ -10,6 +10,7 @@ def test_the_explorer_fills_its_matrix_and_steps_through_a_counterexample(page):
     page.click("text=Variants, behaviours and properties")
     for name in ("none", "sticky", "global_rwsem", "missing_slot", "bounded_busy", "kick_returns", "resume_runs"):
         page.uncheck(f"input[value={name}]")
+    until(page, "document.querySelector('#main code.line').textContent.startsWith('curl -sX POST http')")
     page.click("#explore")
     until(page, "document.querySelectorAll('.matrix td').length === 4")
     assert explored(page) == "done: 4 of 4 cells decided"

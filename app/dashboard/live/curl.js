@@ -12,8 +12,8 @@ export function needToken() {
 }
 
 /** One request as curl. @param {Request} request */
-export function curl({ method, path, body, bytes }, origin = location.origin) {
-  const parts = ["curl", method === "GET" ? "-s" : `-sX ${method}`, quote(origin + path)];
+export function curl({ method, path, body, bytes }) {
+  const parts = ["curl", method === "GET" ? "-s" : `-sX ${method}`, quote(location.origin + path)];
   if (token) parts.push('-H "Authorization: Bearer $KICKSTAND_TOKEN"');
   if (body !== undefined) parts.push("-H 'Content-Type: application/json'", `-d ${quote(JSON.stringify(body), true)}`);
   if (!bytes) return parts.join(" ");

@@ -183,7 +183,7 @@ export function tour(root, app) {
     go.setAttribute("aria-disabled", String(busy));
     const what = action(STEPS[at].action);
     const requests = vm && !what.can(vm, { ...app.form, ...ROUNDS }) ? what.requests(vm, { ...app.form, ...ROUNDS }) : [];
-    say(line, requests.length ? `${curl(requests[0], "")}${requests.length > 1 ? ` … ${requests.length} calls` : ""}` : "");
+    say(line, requests.length ? `${curl(requests[0])}${requests.length > 1 ? ` … ${requests.length} calls` : ""}` : "");
   }
 
   function end() {

@@ -51,7 +51,7 @@ export function explorer(root, app) {
   }
 
   function preview() {
-    say(line, curl({ method: "POST", path: "/explorations", body: wanted() }, ""));
+    say(line, curl({ method: "POST", path: "/explorations", body: wanted() }));
   }
 
   async function begin() {

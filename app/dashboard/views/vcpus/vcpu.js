@@ -75,7 +75,7 @@ export function vcpuPanel(app) {
         `${count(vm.eintr[i])} EINTR, ${count(vm.spins[i])} of them spins`,
         vm.requests[i].join(" ") || "no request pending",
       ].join(" · "));
-      say(line, curl(request(...shown), ""));
+      say(line, curl(request(...shown)));
       void askPending();
     },
   };
