@@ -58,9 +58,10 @@ class Registry(SystemModel):
             raise KvmError(errno.ENODEV, "vm", f"there is no virtual machine {vm_id!r}", field="vm")
         return found
 
-    @ioctl("KVM_GET_API_VERSION", gives=int)
-    async def get_api_version(self) -> int:
-        """KVM_GET_API_VERSION."""
+    @ioctl("KVM_GET_API_VERSION", takes=lambda argument: (argument.number,), gives=int)
+    async def get_api_version(self, argument: int = 0) -> int:
+        """KVM_GET_API_VERSION. EINVAL: an argument that is not 0 (``kvm_dev_ioctl``)."""
+        _none("KVM_GET_API_VERSION", argument)
         return API_VERSION
 
     @ioctl("KVM_CHECK_EXTENSION", fd=Fd.SYSTEM, takes=lambda argument: (argument.number,), gives=int)
@@ -68,9 +69,10 @@ class Registry(SystemModel):
         """KVM_CHECK_EXTENSION: 0 for what there is not."""
         return check_extension(capability)
 
-    @ioctl("KVM_GET_VCPU_MMAP_SIZE", gives=int)
-    async def get_vcpu_mmap_size(self) -> int:
-        """KVM_GET_VCPU_MMAP_SIZE: bytes."""
+    @ioctl("KVM_GET_VCPU_MMAP_SIZE", takes=lambda argument: (argument.number,), gives=int)
+    async def get_vcpu_mmap_size(self, argument: int = 0) -> int:
+        """KVM_GET_VCPU_MMAP_SIZE: bytes. EINVAL: an argument that is not 0 (``kvm_dev_ioctl``)."""
+        _none("KVM_GET_VCPU_MMAP_SIZE", argument)
         return MMAP_SIZE
 
     @ioctl("KVM_CREATE_VM")
@@ -277,6 +279,11 @@ class Registry(SystemModel):
                 errno.EINVAL, CREATE, f"{vcpus} is not between 0 and {self.limits.vcpus_per_vm}", field="vcpus"
             )
         self._admit_vcpus(vcpus, CREATE)
+
+
+def _none(name: str, argument: int) -> None:
+    if argument:
+        raise KvmError(errno.EINVAL, name, "its argument is not 0")
 
 
 def _device_machine() -> type[Machine]:

@@ -29,6 +29,9 @@ int main(void)
     printf(", VM %s", name(ioctl(vm, _IO(KVMIO, 0xef), 0)));
     int vcpu = must(ioctl(vm, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
     printf(", vCPU %s\n", name(ioctl(vcpu, _IO(KVMIO, 0xef), 0)));
+    printf("an argument: %s", name(ioctl(kvm, KVM_GET_API_VERSION, 1)));
+    printf(" %s", name(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 1)));
+    printf(" %s\n", name(ioctl(vcpu, KVM_RUN, 1)));
     printf("bad pointers: %s", name(ioctl(vm, KVM_SET_USER_MEMORY_REGION, 8)));
     printf(" %s", name(ioctl(vcpu, KVM_GET_REGS, 8)));
     printf(" %s\n", name(ioctl(vcpu, KVM_SET_SREGS, -1ul)));
