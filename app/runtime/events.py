@@ -1,4 +1,7 @@
-"""The event log: every event in one order, the newest kept in a ring.
+"""The event log: every event in one order, the newest kept in a ring, and what is told seldom kept for longer.
+
+A vCPU that spins fills the ring within seconds. The slot changes, kicks and holes before that are what people ask for, so
+they are kept apart as well.
 
 The log never waits for a reader. Readers keep a cursor (a sequence number), are woken at most once until
 they read again, and learn how many events they were too slow for.
@@ -9,11 +12,21 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import itemgetter
+
+from kickstand.core.trace import Tracepoint
 
 CAPACITY = 65_536
+LASTING = 8_192  # of the events below, however many others come
+CHANGES = (
+    "kvm_create_vm", "kvm_restore_vm", "kvm_destroy_vm", "kvm_create_vcpu", "vmm_rest",
+    Tracepoint.KVM_KICK_ALL, Tracepoint.KVM_RESUME_ALL, Tracepoint.MEM_TRANSACTION, Tracepoint.KVM_MEMSLOT,
+)  # fmt: skip
+HOLES = (Tracepoint.KVM_MMIO,)  # which a device can be the reason of as well: apart, so that it drives out no kick
 ENCODED_FIELDS = 4_096  # whose JSON is remembered
 Entry = tuple[int, str | None, int | None, str, Mapping[str, object]]
 """An event that nobody has read: the clock in ns, VM, vCPU, name, fields."""
@@ -72,7 +85,12 @@ class EventLog:
     """Numbers events from 1 without a hole; ``epoch`` tells one numbering from another."""
 
     def __init__(
-        self, capacity: int = CAPACITY, *, epoch: str | None = None, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        capacity: int = CAPACITY,
+        lasting: int = LASTING,
+        *,
+        epoch: str | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.epoch = epoch or new_epoch()
         self.seq = 0
@@ -82,6 +100,10 @@ class EventLog:
         self._start = clock()
         # Events as they came, and Records of those that somebody has read: far more is reported than is looked at.
         self._ring: list[Entry | Record] = [(0, None, None, "", {})] * capacity
+        self._lasting: dict[str, deque[tuple[int, Entry]]] = {}
+        for names in CHANGES, HOLES:
+            together: deque[tuple[int, Entry]] = deque(maxlen=lasting)
+            self._lasting |= dict.fromkeys(names, together)
         self._sleepers: list[Callable[[], None]] = []
 
     def go_on(self, epoch: str, seq: int, elapsed_ns: int) -> None:
@@ -106,11 +128,14 @@ class EventLog:
 
     def tracer(self, vm: str | None) -> Callable[[str, int | None, Mapping[str, object]], int]:
         """``emit`` of one VM, for what happens a few times in every KVM_RUN."""
-        ring, capacity, clock = self._ring, self.capacity, self._clock  # plain names: see ``kickstand.core.trace``
+        # Plain names: see ``kickstand.core.trace``.
+        ring, capacity, clock, lasting = self._ring, self.capacity, self._clock, self._lasting
 
         def emit(name: str, vcpu: int | None, fields: Mapping[str, object]) -> int:
             self.seq = seq = self.seq + 1
-            ring[seq % capacity] = clock(), vm, vcpu, name, fields
+            ring[seq % capacity] = entry = clock(), vm, vcpu, name, fields
+            if name in lasting:
+                lasting[name].append((seq, entry))
             if self._sleepers:
                 self._wake()
             return seq
@@ -130,6 +155,20 @@ class EventLog:
         end = self.seq if limit is None else min(self.seq, begin + limit)
         return [self._record(number) for number in range(begin + 1, end + 1)], begin - seq
 
+    def lasting(self, after: int, end: int) -> list[Record]:
+        """Of the events after ``after`` up to ``end``, those that are kept for longer than the ring keeps them."""
+        kept = {id(entries): entries for entries in self._lasting.values()}.values()
+        found = [told for entries in kept for told in entries if after < told[0] <= end]
+        return [self._made(seq, entry) for seq, entry in sorted(found, key=itemgetter(0))]
+
+    def whole_since(self, names: frozenset[str] = frozenset()) -> int:
+        """The number of the event from which on none of these names is missing; without names: none at all."""
+        since = self.seq - self.kept + 1
+        if not names or not names <= self._lasting.keys():
+            return since
+        full = [self._lasting[name][0][0] for name in names if len(self._lasting[name]) == self._lasting[name].maxlen]
+        return min(since, max(full, default=self._before + 1))
+
     def numbers(self, vm: str | None, vcpu: int | None, end: int) -> list[int]:
         """The events up to number ``end`` of a VM, or of its vCPU ``vcpu``, as far as the ring holds them."""
         found = []
@@ -144,9 +183,12 @@ class EventLog:
         at = seq % self.capacity
         entry = self._ring[at]
         if isinstance(entry, tuple):
-            clock_ns, vm, vcpu, name, fields = entry
-            entry = self._ring[at] = Record(seq, clock_ns - self._start, vm, vcpu, name, fields)
+            entry = self._ring[at] = self._made(seq, entry)
         return entry
+
+    def _made(self, seq: int, entry: Entry) -> Record:
+        clock_ns, vm, vcpu, name, fields = entry
+        return Record(seq, clock_ns - self._start, vm, vcpu, name, fields)
 
     def wake_at_next(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` once, when the next event is there."""

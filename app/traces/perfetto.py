@@ -25,7 +25,7 @@ def perfetto(recording: Recording) -> bytes:
     """Encode a recording. The encoder is loaded now: it takes a tenth of a second, and most servers never need it."""
     builder = importlib.import_module("perfetto.trace_builder.proto_builder").TraceProtoBuilder()
     types = importlib.import_module("perfetto.protos.perfetto.trace.perfetto_trace_pb2").TrackEvent
-    return _Writer(builder, types, recording.vm, recording.vcpus).write(recording.records)
+    return _Writer(builder, types, recording.vm, recording.vcpus).write(recording)
 
 
 class _Writer:
@@ -36,17 +36,17 @@ class _Writer:
         self.open: set[int] = set()  # tracks with a slice that has begun
         self._describe(name, vcpus)
 
-    def write(self, records: Sequence[Record]) -> bytes:
+    def write(self, recording: Recording) -> bytes:
         """Every event in order, and the end of every slice."""
-        for record in records:
+        for record in recording.records:
             if record.name == Tracepoint.VCPU_STATE and record.vcpu is not None:
-                self._state(record, records[0].t_ns)
+                self._state(record, recording.begin_ns)
             elif record.name in (Tracepoint.KVM_KICK_ALL, Tracepoint.KVM_RESUME_ALL):
                 self._window(record)
             else:
                 self._instant(record)
         for track in sorted(self.open):
-            self._event(records[-1].t_ns, track, self.types.TYPE_SLICE_END)
+            self._event(recording.end_ns, track, self.types.TYPE_SLICE_END)
         encoded: bytes = self.builder.serialize()
         return encoded
 

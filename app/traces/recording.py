@@ -1,4 +1,4 @@
-"""What is still recorded of one VM: the newest events in the ring, and what names them."""
+"""What is still recorded of one VM: the newest events, of older ones slots, kicks and holes, and what names them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ class Recording:
     epoch: str
     vcpus: tuple[int, ...]
     records: tuple[Record, ...]
+    whole_since: int = 0
+    """The number of the event from which on none is missing."""
 
     @property
     def begin_ns(self) -> int:
-        return self.records[0].t_ns if self.records else 0
+        """When what vCPUs do began to be known."""
+        return next((record.t_ns for record in self.records if record.seq >= self.whole_since), 0)
 
     @property
     def end_ns(self) -> int:
@@ -32,11 +35,14 @@ class Recording:
 async def recording_of(machine: Machine, limit: int, names: frozenset[str] = frozenset()) -> Recording:
     """The newest ``limit`` events of a VM, of these names if there are any, looked at a portion a turn of the loop."""
     log = machine.log
-    seq, end = 0, log.seq
+    seq, end, whole_since = 0, log.seq, 0
     found: list[Record] = []
     while seq < end:
-        records, _ = log.since(seq, PORTION)
+        records, lost = log.since(seq, PORTION)
+        if lost:
+            whole_since = seq + lost + 1
+            records = log.lasting(seq, seq + lost) + records
         seq = records[-1].seq
         found += [record for record in records if record.vm == machine.id and (not names or record.name in names)]
         await asyncio.sleep(0)
-    return Recording(machine.id, log.epoch, tuple(sorted(machine.vm.vcpus)), tuple(found[-limit:]))
+    return Recording(machine.id, log.epoch, tuple(sorted(machine.vm.vcpus)), tuple(found[-limit:]), whole_since)

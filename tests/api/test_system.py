@@ -8,6 +8,7 @@ import re
 import pytest
 
 from kickstand.api.routes.trace import Format, get_trace
+from kickstand.core.trace import STATE_CHANGES, Tracepoint, VcpuState
 from kickstand.core.variants import variants
 from kickstand.main import url_of
 from kickstand.settings import Limits, Settings
@@ -200,6 +201,24 @@ async def test_events_of_the_past_are_as_streams_have_them_and_can_be_chosen_by_
     names = {json.loads(line)["event"] for line in (await client.get(f"{vm}/trace?format=events")).text.splitlines()}
     assert {"kvm_pio", "vcpu_state", "kvm_userspace_exit"} <= names
     assert_problem(await client.get(f"{vm}/trace?format=events&names=A"), 422, "EINVAL")
+
+
+async def test_a_past_that_a_spin_has_flooded_still_has_kicks_and_holes(client, machine, vm):
+    await recorded(client, vm)
+    before = [json.loads(line) for line in (await client.get(f"{vm}/trace?format=events")).text.splitlines()]
+    for _ in range(machine.log.capacity // 2):
+        machine.trace(Tracepoint.VCPU_STATE, 0, STATE_CHANGES[VcpuState.USER, VcpuState.WAITING])
+        machine.trace(Tracepoint.VCPU_STATE, 0, STATE_CHANGES[VcpuState.WAITING, VcpuState.USER])
+    names = {"kvm_create_vm", "kvm_kick_all", "kvm_mmio"}
+    asked = f"{vm}/trace?format=events&names={','.join(sorted(names))}"
+    answer = await client.get(asked)
+    notable = [event for event in before if event["event"] in names]
+    assert [json.loads(line) for line in answer.text.splitlines()] == notable
+    assert {event["event"] for event in notable} == names
+    assert int(answer.headers["kickstand-oldest"]) == 1
+    assert int((await client.get(f"{vm}/trace?format=events")).headers["kickstand-oldest"]) > notable[-1]["data"]["seq"]
+    begun = [event["ts"] for event in (await client.get(f"{vm}/trace")).json()["traceEvents"] if event.get("ph") == "X"]
+    assert min(begun) > notable[-1]["data"]["t_ns"] / 1_000  # nothing is said of what vCPUs did before
 
 
 async def test_a_trace_format_that_there_is_not_is_refused(client, vm):

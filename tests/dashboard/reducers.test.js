@@ -190,6 +190,14 @@ test("of a VM that had a namesake only its own past is told", async () => {
   assert.equal(oldest, 1);
 });
 
+test("of a past that is known in part only what nothing is missing from is told, and from where on", async () => {
+  const lines = [["kvm_kick_all", 2], ["kvm_memslot", 3], ["kvm_mmio", 5]].map(([event, seq]) => ({ event, data: { seq } }));
+  globalThis.fetch = async (path) => new Response((path.includes("names=") ? lines : []).map((line) => JSON.stringify(line)).join("\n"), { headers: { "Kickstand-Oldest": path.includes("names=") ? "3" : "9" } });
+  const { records, oldest } = await past("demo", 9);
+  assert.deepEqual(records.map(({ data }) => data.seq), [3, 5]);
+  assert.equal(oldest, 3);
+});
+
 test("a past that cannot be had is not told as one in which nothing happened", async () => {
   globalThis.fetch = async () => new Response("", { status: 503 });
   assert.deepEqual(await past("demo", 9), { records: [], oldest: Infinity });

@@ -74,6 +74,28 @@ def test_numbers_go_on_after_a_restart_and_nothing_before_it_is_made_up():
     assert records[0].t_ns > 1_000
 
 
+def test_slot_changes_kicks_and_holes_outlast_a_flood_of_what_is_told_often():
+    log = EventLog(4, lasting=2)
+    told = ["kvm_memslot", "kvm_mmio", "kvm_kick_all", "kvm_mmio", "kvm_mmio", "kvm_resume_all", *["vcpu_state"] * 9]
+    for name in told:
+        log.emit("vm", name, None, {})
+    assert [(record.seq, record.name) for record in log.lasting(0, log.seq)] == [
+        (3, "kvm_kick_all"), (4, "kvm_mmio"), (5, "kvm_mmio"), (6, "kvm_resume_all")
+    ]  # fmt: skip
+    assert numbers(log.lasting(3, 5)) == [4, 5]
+    assert numbers(log.since(0)[0]) == [12, 13, 14, 15]
+
+
+def test_the_log_says_from_where_on_nothing_is_missing():
+    log = EventLog(4, lasting=2)
+    log.go_on("old", 41, 0)
+    for name in ("kvm_kick_all", "kvm_mmio", "kvm_mmio", *["vcpu_state"] * 9):
+        log.emit("vm", name, None, {})
+    assert log.whole_since() == log.whole_since(frozenset({"vcpu_state", "kvm_kick_all"})) == 50
+    assert log.whole_since(frozenset({"kvm_kick_all"})) == 42
+    assert log.whole_since(frozenset({"kvm_kick_all", "kvm_mmio"})) == 43
+
+
 def test_a_sleeper_is_woken_once_by_the_next_event():
     log, woken = log_of(1), []
     log.wake_at_next(lambda: woken.append(log.seq))

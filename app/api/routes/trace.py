@@ -65,10 +65,11 @@ async def get_trace(
 ) -> Response:
     """Export what is still recorded of one VM."""
     begin, media_type, suffix = FORMATS[fmt]
-    write = await begin(machine, limit, frozenset(filter(None, names.split(","))))
+    chosen = frozenset(filter(None, names.split(",")))
+    write = await begin(machine, limit, chosen)
     headers = {
         "Content-Disposition": f'attachment; filename="{machine.id}.{suffix}"',
-        "Kickstand-Oldest": str(machine.log.seq - machine.log.kept + 1),  # the first event that is still recorded
+        "Kickstand-Oldest": str(machine.log.whole_since(chosen)),  # from this event on none (of these names) is missing
     }
     return LongResponse(await asyncio.to_thread(write), 200, headers, media_type)
 
