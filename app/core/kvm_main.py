@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from kickstand.core.arch.cpu.overlay import overlay
@@ -20,11 +20,13 @@ from kickstand.core.errors import KvmError
 from kickstand.core.guest import Registers, Share, no_delay
 from kickstand.core.memslots import Memslots
 from kickstand.core.memslots.dirty_ring import DirtyRing
-from kickstand.core.run.exits import Access, IoExit, MmioExit, UserExit
-from kickstand.core.run.results import event_of, left_without_exit, of_userspace_exit
+from kickstand.core.run.exits import UserExit
+from kickstand.core.run.reports import Reports
+from kickstand.core.run.results import left_without_exit, of_userspace_exit
 from kickstand.core.run.run_page import Cause, KvmRun, PageWrites, RunResult
 from kickstand.core.run.watched import Watched
 from kickstand.core.shared.requests import (
+    EXITING_GUEST_MODE,
     IN_GUEST_MODE,
     NO_ACTION,
     NO_WAKEUP,
@@ -34,19 +36,7 @@ from kickstand.core.shared.requests import (
     RequestBits,
     VcpuMode,
 )
-from kickstand.core.trace import (
-    GUEST,
-    KERNEL,
-    KVM_ENTRY,
-    KVM_KICK,
-    KVM_USERSPACE_EXIT,
-    NO_FIELDS,
-    STATE_CHANGES,
-    USER,
-    VCPU_STATE,
-    Fields,
-    VcpuState,
-)
+from kickstand.core.trace import KERNEL, KVM_KICK, KVM_USERSPACE_EXIT, USER, Fields
 from kickstand.core.uapi import ExitReason, MpState
 
 if TYPE_CHECKING:
@@ -57,7 +47,7 @@ EXIT = 0  # ``r`` of a run that leaves to userspace with the exit in ``kvm_run``
 SENT: Fields = {"ipi": True}
 
 
-class AnyVcpu(ABC):
+class AnyVcpu(Reports["Vm"], ABC):
     """``struct kvm_vcpu``. Its thread calls ``run``; other threads reach it through requests and wake-ups."""
 
     def __init__(self, vm: Vm, vcpu_id: int, mp_state: MpState, apic: Lapic | None = None) -> None:
@@ -222,6 +212,7 @@ class AnyVcpu(ABC):
             return await self.kvm_arch_vcpu_ioctl_run()
         except Killed:
             await self.mode.leave()
+            self.show_mode(OUTSIDE_GUEST_MODE)
             await self.task.set_running()
             raise
         finally:
@@ -238,6 +229,11 @@ class AnyVcpu(ABC):
             await self.mutex.unlock()
 
     # -- other threads -----------------------------------------------------------------------------------
+
+    def make_request(self, request: Request) -> Awaitable[None]:
+        """``kvm_make_request``: report it, and set its bit once awaited."""
+        self.show_request(request)
+        return self.requests.make(request)
 
     async def wake_up(self) -> bool:
         """``kvm_vcpu_wake_up``: true only if the vCPU slept."""
@@ -260,6 +256,7 @@ class AnyVcpu(ABC):
         if await self.wake_up():
             return
         if await self.mode.exiting() is IN_GUEST_MODE:
+            self.show_mode(EXITING_GUEST_MODE)
             await self.send_ipi()
 
     async def send_signal(self) -> None:
@@ -280,19 +277,6 @@ class AnyVcpu(ABC):
         self.watched.cause = cause
         return -errno.EINTR
 
-    def entered(self) -> None:
-        """Count and report a guest entry."""
-        self.watched.entered()
-        self.vm.trace(KVM_ENTRY, self.id, NO_FIELDS)
-        self.show(GUEST)
-
-    def show(self, state: VcpuState) -> None:
-        """Report a change of the visible state."""
-        old = self.watched.state
-        if state is not old:
-            self.watched.state = state
-            self.vm.trace(VCPU_STATE, self.id, STATE_CHANGES[old, state])
-
     def leave_to_user(self, r: int, exit_reason: ExitReason, exit: UserExit | None) -> RunResult:
         """Shape what userspace sees of ``r`` and of the shared page."""
         if r == EXIT:
@@ -305,12 +289,6 @@ class AnyVcpu(ABC):
         if r == EXIT:
             return RunResult(0, None, exit_reason, exit, None)
         return left_without_exit(-r, exit_reason, self.watched.cause if r == -errno.EINTR else None)
-
-    def trace_access(self, exit: Access) -> None:
-        """Report an access that userspace is to complete."""
-        if isinstance(exit, MmioExit | IoExit):
-            tracepoint, fields = event_of(exit)
-            self.vm.trace(tracepoint, self.id, fields)
 
 
 async def make_all_cpus_request(vcpus: Iterable[AnyVcpu], request: Request) -> int:
@@ -325,11 +303,13 @@ async def make_all_cpus_request(vcpus: Iterable[AnyVcpu], request: Request) -> i
     reached = 0
     for vcpu in vcpus:
         if action:
-            await vcpu.requests.make(request)
+            await vcpu.make_request(request)
         if wakeup and await vcpu.wake_up():
             reached += 1
             continue
         old = await vcpu.mode.exiting()
+        if old is IN_GUEST_MODE:
+            vcpu.show_mode(EXITING_GUEST_MODE)
         if old is IN_GUEST_MODE or (wait and old is not OUTSIDE_GUEST_MODE):
             await vcpu.mode.send_ipi()
             vcpu.ipi_sent()

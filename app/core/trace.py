@@ -47,6 +47,7 @@ class VcpuState(StrEnum):
 
 # The run loop's members by plain names: CPython 3.11 looks one up through its class as slowly as it runs a coroutine.
 KVM_ENTRY, KVM_EXIT, KVM_USERSPACE_EXIT = Tracepoint.KVM_ENTRY, Tracepoint.KVM_EXIT, Tracepoint.KVM_USERSPACE_EXIT
+KVM_MAKE_REQUEST, KVM_MODE = Tracepoint.KVM_MAKE_REQUEST, Tracepoint.KVM_MODE
 KVM_KICK, VCPU_STATE, KVM_MMIO, KVM_PIO = (
     Tracepoint.KVM_KICK,
     Tracepoint.VCPU_STATE,

@@ -34,7 +34,7 @@ from kickstand.core.run.exits import (
     UserExit,
 )
 from kickstand.core.run.run_page import KICKED, Cause
-from kickstand.core.shared.requests import KVM_REQ_UNBLOCK, Request
+from kickstand.core.shared.requests import IN_GUEST_MODE, KVM_REQ_UNBLOCK, OUTSIDE_GUEST_MODE, Request
 from kickstand.core.trace import BLOCKED, EXITING, HALTED, KERNEL, KVM_EXIT, Fields, Tracepoint
 from kickstand.core.uapi import MpState
 from kickstand.core.wiring.in_kernel import InKernel
@@ -147,15 +147,18 @@ class Vcpu(EventIoctls):
         # Order matters: the mode is visible before the requests are read again, so a kicker is either
         # seen here or sees IN_GUEST_MODE and sends the IPI.
         await self.mode.enter()
+        self.show_mode(IN_GUEST_MODE)
         await self.arch.srcu_read_unlock(self.vm.srcu)
         if await self.exit_request():
             await self.mode.leave()
+            self.show_mode(OUTSIDE_GUEST_MODE)
             await self.arch.srcu_read_lock(self.vm.srcu)
             return AGAIN
         self.entered()
         exit = await self.guest.enter(self)
         self.show(EXITING if type(exit) is InterruptedExit else KERNEL)
         await self.mode.leave()
+        self.show_mode(OUTSIDE_GUEST_MODE)
         await self.arch.srcu_read_lock(self.vm.srcu)
         if self.in_kernel is not None:
             await self.in_kernel.task_priority.follow()

@@ -204,7 +204,7 @@ class Vm(SlotIoctls):
         vcpus = await self.online_vcpus()
         await make_all_cpus_request(vcpus, Request.VM_DEAD)
         for vcpu in vcpus:
-            await vcpu.requests.make(Request.UNBLOCK)
+            await vcpu.make_request(Request.UNBLOCK)
             await vcpu.wake_up()
 
     # -- interrupts --------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The event log: every event in one order, the newest kept in a ring, and what is told seldom kept for longer.
 
-A vCPU that spins fills the ring within seconds. The slot changes, kicks and holes before that are what people ask for, so
+A vCPU that spins fills the ring within seconds. The slot changes, kicks and holes before that are what people ask for:
 they are kept apart as well.
 
 The log never waits for a reader. Readers keep a cursor (a sequence number), are woken at most once until

@@ -118,3 +118,19 @@ def test_init_then_sipi_starts_a_parked_ap_after_one_eagain():
     world.now(world.vcpu(1).kick())
     run.run()
     assert world.vcpu(1).watched.state.value == "guest"
+
+
+def test_watchers_are_told_of_a_request_and_of_every_change_of_the_mode():
+    world = World()
+    told = []
+    world.vm.trace = lambda event, vcpu, fields: told.append((event, vcpu, *fields.values()))
+    run = world.run_vcpu().run()
+    Thread(make_all_cpus_request([world.vcpu()], Request.USERSPACE_KICK)).run()
+    run.run_to("VcpuMode.leave").step()
+    assert [event for event in told if event[0] in ("kvm_mode", "kvm_make_request", "kvm_kick")] == [
+        ("kvm_mode", 0, "IN_GUEST_MODE"),
+        ("kvm_make_request", 0, "KVM_REQ_USERSPACE_KICK"),
+        ("kvm_mode", 0, "EXITING_GUEST_MODE"),
+        ("kvm_kick", 0, True),
+        ("kvm_mode", 0, "OUTSIDE_GUEST_MODE"),
+    ]

@@ -16,6 +16,8 @@ from kickstand.api.shapes.values import (
     Hex,
     MpStateName,
     Number,
+    RequestName,
+    VcpuMode,
 )
 from kickstand.api.shapes.vcpus import Vcpu
 from kickstand.api.shapes.vms import Locks, Vm
@@ -93,6 +95,18 @@ class KvmMsiSetIrq(Data):
 
     address: Count
     data: Number
+
+
+class KvmMakeRequest(Data):
+    """A request to a vCPU is made."""
+
+    request: RequestName
+
+
+class KvmMode(Data):
+    """A vCPU's mode changes."""
+
+    mode: VcpuMode
 
 
 class KvmKick(Data):
@@ -248,6 +262,8 @@ EVENTS: dict[str, tuple[type[BaseModel], ...]] = {
     "kvm_inj_virq": (KvmInjVirq,),
     "kvm_set_irq": (KvmSetIrq,),
     "kvm_msi_set_irq": (KvmMsiSetIrq,),
+    "kvm_make_request": (KvmMakeRequest,),
+    "kvm_mode": (KvmMode,),
     "kvm_kick": (KvmKick,),
     "vcpu_state": (VcpuStateChange,),
     "kvm_memslot": (KvmMemslot,),

@@ -49,7 +49,7 @@ class EventIoctls(AnyVcpu):
         await self.mutex.lock(tid)
         try:
             await self.arch.set_mp_state(mp_state)
-            await self.requests.make(Request.EVENT)
+            await self.make_request(Request.EVENT)
         finally:
             await self.mutex.unlock()
 
@@ -66,7 +66,7 @@ class EventIoctls(AnyVcpu):
         elif not await self.arch.queue_external(vector):
             raise KvmError(errno.EEXIST, "KVM_INTERRUPT", "an interrupt from userspace waits already")
         else:
-            await self.requests.make(Request.EVENT)
+            await self.make_request(Request.EVENT)
 
     def _inject(self, vector: int) -> None:
         self.guest.interrupt(vector)
@@ -112,7 +112,7 @@ class EventIoctls(AnyVcpu):
             if not await self.arch.set_apic_registers(page, await self.vm.interrupts.clock.now()):
                 raise KvmError(errno.EINVAL, "KVM_SET_LAPIC", f"the APIC of vcpu {self.id} has its id", field="regs")
             await self.vm.interrupts.start_timer(self)
-            await self.requests.make(Request.EVENT)
+            await self.make_request(Request.EVENT)
         finally:
             await self.mutex.unlock()
 
@@ -150,7 +150,7 @@ class EventIoctls(AnyVcpu):
         await self.mutex.lock(tid)
         try:
             await self.arch.queue_nmi()
-            await self.requests.make(Request.NMI)
+            await self.make_request(Request.NMI)
         finally:
             await self.mutex.unlock()
 

@@ -80,5 +80,5 @@ class Arm64Pause(Variant):
         vcpu.show(KERNEL)
         await vcpu.arch.srcu_read_lock(self.vm.srcu)
         if still:
-            await vcpu.requests.make(Request.USERSPACE_KICK)  # a signal: come back to sleep
+            await vcpu.make_request(Request.USERSPACE_KICK)  # a signal: come back to sleep
         return still

@@ -100,7 +100,7 @@ class Interrupts:
 
     async def _look(self, vcpu: AnyVcpu, request: Request = Request.EVENT) -> None:
         """Make a vCPU look at its events: wake it, or take it out of guest mode."""
-        await vcpu.requests.make(request)
+        await vcpu.make_request(request)
         await vcpu.kick()
 
     async def happen(self, raised: Raised) -> int:
@@ -149,7 +149,7 @@ class Interrupts:
         for message in messages:
             if level_triggered or await vcpu.arch.is_named(message):
                 await vcpu.arch.queue_eoi_exit(vector)
-                await vcpu.requests.make(Request.IOAPIC_EOI_EXIT)
+                await vcpu.make_request(Request.IOAPIC_EOI_EXIT)
                 return
 
     # -- lines that are resampled ------------------------------------------------------------------------

@@ -23,7 +23,7 @@ async def report(vcpu: AnyVcpu, guest: Modelled, error: MachineCheck, tid: str) 
     """Errors as ``mce.report``."""
     signal = await vcpu.with_mutex(lambda: guest.machine_check(error), tid)
     if signal is Signal.SHUTDOWN:
-        await vcpu.requests.make(Request.TRIPLE_FAULT)
+        await vcpu.make_request(Request.TRIPLE_FAULT)
     elif signal is Signal.CMCI and await vcpu.arch.deliver_cmci():
-        await vcpu.requests.make(Request.EVENT)
+        await vcpu.make_request(Request.EVENT)
         await vcpu.kick()

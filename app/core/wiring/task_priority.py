@@ -48,4 +48,4 @@ class TaskPriority:
             return
         if isinstance(self._guest, Executes):
             await self._vcpu.arch.report_tpr_access(self._guest.instruction_pointer, is_write=exit.is_write)
-            await self._vcpu.requests.make(Request.REPORT_TPR_ACCESS)
+            await self._vcpu.make_request(Request.REPORT_TPR_ACCESS)

@@ -34,6 +34,7 @@ const SENTENCES = {
     if (change === "create") return `CREATE slot ${slot}: ${range} is RAM.`;
     return `Slot ${slot} changes (${change}): ${range}.`;
   },
+  kvm_make_request: ({ vcpu, request }) => `vCPU ${vcpu} is asked: ${request}.`,
   kvm_kick: ({ vcpu }) => `vCPU ${vcpu} is interrupted (an IPI), since it is in guest mode.`,
   kvm_vcpu_wakeup: ({ vcpu }) => `vCPU ${vcpu} wakes.`,
   vcpu_state: ({ vcpu, state }) => `vCPU ${vcpu} ${STATE[state] ?? `is ${state}`}.`,

@@ -133,8 +133,8 @@ export class Store {
     const vm = this._vm(data.vm);
     const i = data.vcpu === null || data.vcpu === undefined ? -1 : vm.vcpu(data.vcpu);
     if (handle) handle(vm, record, i, this);
-    if (!OWN.has(record.event)) keep(vm, record);
-    else vm.slotsAt = data.seq;
+    if (OWN.has(record.event)) vm.slotsAt = data.seq;
+    else if (!UNTOLD.has(record.event)) keep(vm, record);
     if (this.due.size) this._settle();
   }
 
@@ -164,6 +164,9 @@ const CONTROL = {
 
 /** Events that keep themselves with their episode, since they open or close it. */
 const OWN = new Set(["kvm_kick_all", "kvm_resume_all", "mem_transaction", "kvm_memslot", "kvm_mmio"]);
+
+/** Events that others of an episode tell as well: a kick's requests, and modes, which go with entries and exits. */
+const UNTOLD = new Set(["kvm_make_request", "kvm_mode"]);
 
 /** @type {{[name: string]: (vm: Vm, record: any, i: number, store: Store) => void}} */
 const EVENTS = {

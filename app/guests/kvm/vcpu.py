@@ -11,6 +11,7 @@ from kickstand.core.errors import KvmError
 from kickstand.core.kvm_main import AnyVcpu
 from kickstand.core.run.exits import IoExit, MmioExit
 from kickstand.core.run.run_page import Cause
+from kickstand.core.shared.requests import IN_GUEST_MODE, OUTSIDE_GUEST_MODE
 from kickstand.core.trace import VcpuState
 from kickstand.core.uapi import KVM_INTERRUPT, KVM_LAPIC_STATE, KVM_MP_STATE, ExitReason, MpState
 from kickstand.core.uapi.structures import KVM_TPR_ACCESS_CTL, KVM_VAPIC_ADDR
@@ -64,12 +65,14 @@ class DeviceVcpu(AnyVcpu):
         self.arch.pending = None  # the kernel completes the access first
         self.entered()
         await self.mode.enter()
+        self.show_mode(IN_GUEST_MODE)
         try:
             r = await outside(self.thread.call(self.thread.run))
         except Killed:
             self.thread.interrupt()
             raise
         await self.mode.leave()
+        self.show_mode(OUTSIDE_GUEST_MODE)
         self.show(VcpuState.KERNEL)
         return self._left(r)
 

@@ -108,13 +108,16 @@ function full(app, vm, test) {
   });
 }
 
+/** What a vCPU does all the time. */
+const STEPS = new Set(["vcpu_state", "kvm_mode", "kvm_entry", "kvm_exit", "kvm_pio"]);
+
 /** What it amounted to: sentences, and what repeats at once is one line. */
 function compactRows(app, vm, test) {
   const rows = [];
   const again = new Map();
   for (const record of newest(app, vm, test)) {
     const { event, data } = record;
-    if (event === "vcpu_state" || event === "kvm_entry" || event === "kvm_exit" || event === "kvm_pio") continue;
+    if (STEPS.has(event)) continue;
     const text = sentence(record, { completed: data.t_ns, requested: NaN }) ?? `${event}${data.vcpu === null ? "" : ` of vCPU ${data.vcpu}`}`;
     const line = text.replace(/ after –/, "");
     const same = again.get(line);
