@@ -64,6 +64,13 @@ async def until(condition, what="it"):
         await asyncio.sleep(0)
 
 
+async def ready(client):
+    """Ask until the server is ready: on a busy machine it may have been late, which it says for a moment."""
+    async with asyncio.timeout(WAIT_S):
+        while (await client.get("/readyz")).status_code != 200:
+            pass
+
+
 class Events:
     """What a stream has sent, event by event."""
 

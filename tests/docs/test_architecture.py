@@ -31,6 +31,12 @@ def test_a_step_leads_to_what_it_names(path, name):
     assert re.search(pattern, text, re.MULTILINE), f"{path} has no {name}"
 
 
+def test_what_is_to_be_added_to_is_in_the_file_that_is_named():
+    named = re.findall(r"`([\w/]+\.\w+)`\s\(`(\w+)`\)", PAGE)
+    assert len(named) >= 9
+    assert [(path, name) for path, name in named if not re.search(rf"\b{name}\b", (ROOT / path).read_text())] == []
+
+
 def test_every_path_that_is_named_exists():
     named = set(re.findall(r"`((?:app|tests|benchmarks|docs)/[\w/.-]+)`", PAGE))
     assert {path for path in named if not (ROOT / path).exists()} == set()

@@ -12,7 +12,7 @@ import pytest
 from kickstand.api.context import Context
 from kickstand.journal.disk.store import Failure
 from kickstand.settings import JournalSettings, Settings, SettingsError
-from tests.api.live import assert_problem, events, live, until
+from tests.api.live import assert_problem, events, live, ready, until
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ async def test_on_a_full_disk_calls_are_refused_until_there_is_room_again(disk):
             (disk / "ballast").unlink()
             assert (await client.put("/vcpu/0/regs", json={"rax": 3})).status_code == 200
             assert (await client.post("/vm/kick")).status_code == 200
-            assert (await client.get("/readyz")).status_code == 200
+            await ready(client)
     async with live(ephemeral=False, state_dir=disk / "state") as server, server.client() as client:
         assert (await client.get("/vcpu/0/regs")).json()["rax"] == "0x3"
 

@@ -12,7 +12,7 @@ from kickstand.journal.disk import schema
 from kickstand.journal.disk.directory import Directory, default_directory
 from kickstand.journal.disk.store import Failure, Store, Work, read_meta, read_state, trim
 from kickstand.settings import Settings, SettingsError
-from tests.api.live import assert_problem, until
+from tests.api.live import assert_problem, ready, until
 
 warnings = []
 
@@ -178,7 +178,7 @@ async def test_without_a_disk_calls_are_refused_reads_and_streams_go_on_and_noth
             assert "snapshot" in await anext(stream.aiter_text())
         journal.room.free = enough
         assert (await client.put("/vcpu/0/regs", json={"rax": 1})).status_code == 200
-        assert (await client.get("/readyz")).status_code == 200
+        await ready(client)
 
 
 @pytest.mark.slow
