@@ -6,6 +6,7 @@ import errno
 
 import pytest
 
+from kickstand.core.atomics import Task
 from kickstand.core.memslots import Region
 from kickstand.core.variants import load_variant_module, summary, variant, variants
 from tests.stepper import Announced, Thread, World
@@ -158,6 +159,14 @@ def test_a_signal_ends_a_run_that_waits_because_of_a_kick_or_the_run_ends_by_its
     assert run.run(1_000).result.errno == errno.EINTR
 
 
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "accel_blocker"])  # which waits before the ioctl
+def test_a_run_with_immediate_exit_does_not_wait_for_the_end_of_a_kick(name):
+    world = World(name, RAM)
+    world.now(world.vm.kick_all_running_vcpus(world.vmm))
+    world.now(world.vcpu().run_page.set_immediate_exit(True))
+    assert world.run_vcpu().run(1_000).result.errno == errno.EINTR
+
+
 def test_holds_are_counted_and_the_last_release_opens():
     world = World("holds", RAM)
     for _ in range(2):
@@ -178,6 +187,22 @@ def test_holds_keep_other_slot_consumers_out_and_let_the_holder_in():
     world.slot(6, 128, 1)
     world.resume()
     assert other.run().done
+
+
+def test_what_one_process_has_deleted_another_waits_for_before_it_deletes():
+    world = World("inferred", RAM, pages=2)
+    world.slot(1, 8, 1)
+    world.slot(0, 0, 0)
+    other = world.run_slot_update(1, 8, 0, tid="device").run()
+    assert other.at == "blocked"
+    run = world.run_vcpu().run()
+    world.slot(0, 0, 1)
+    assert (other.run().at, run.run().at) == ("blocked", "blocked")  # half of what is gone is there again
+    world.slot(2, 1, 1)
+    assert other.run().done
+    assert run.run().at == "blocked"  # now because of the other
+    world.now(world.vm.variant.regions_done(Task("device")))
+    run.run_to("Memslots.guest_access")
 
 
 def test_the_global_semaphore_makes_one_vm_wait_for_another():

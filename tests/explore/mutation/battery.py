@@ -10,6 +10,8 @@ from types import FrameType, FunctionType, ModuleType
 from typing import Any
 from zlib import crc32
 
+import pytest
+
 from kickstand.core import atomics, kvm_main, vcpu, vm
 from kickstand.core.arch.cpu.vcpu_arch import VcpuArch
 from kickstand.core.ioctls import slots
@@ -25,6 +27,10 @@ from tests.explore.mutation.mutants import Mutant, functions_of, mutants_of
 
 SIGNALS = str(Path(__file__).with_name("signals.yaml"))
 SPINNING = str(Path(__file__).with_name("spinning.yaml"))
+QUIETLY = (
+    *("-p", "no:terminal", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"),
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+)
 STEPS = 4_000  # of the walk that shows which lines a cell runs
 ORDINARY = ("sticky", "holds")
 AROUND = {"__init__", "load", "state", "saved"}  # how objects are made and looked at, which is no protocol
@@ -38,19 +44,45 @@ class CellName:
     variant: str
     behaviour: str
     vcpus: int = 1
+    vmms: int = 1
 
     def learn(self) -> None:
         """Run whatever a random walk meets."""
-        question = Question(self.scenario, (self.variant,), (self.behaviour,), (self.vcpus,))
+        question = Question(self.scenario, (self.variant,), (self.behaviour,), (self.vcpus,), self.vmms)
         (one,) = question.split()
         Knowledge(one.cell(), steps=STEPS).close()
 
     def verdicts(self) -> dict[str, str]:
         """Each property's verdict."""
-        found = explore(self.scenario, self.variant, self.behaviour, self.vcpus)
+        found = explore(self.scenario, self.variant, self.behaviour, self.vcpus, self.vmms)
         return {verdict.property: str(verdict.verdict) for verdict in found}
 
 
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Tests as a judge: each that fails is a verdict."""
+
+    paths: tuple[str, ...]
+
+    def verdicts(self) -> dict[str, str]:
+        """Run them in this process until one fails."""
+        noted = _Failures()
+        status = pytest.main(["-x", *self.paths, *QUIETLY], plugins=[noted])
+        assert status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), status
+        return dict.fromkeys(noted.names, str(Answer.VIOLATED))
+
+
+class _Failures:
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A hook of pytest's."""
+        if report.failed:
+            self.names.append(report.nodeid)
+
+
+TESTS = Suite(("tests/core", "tests/conformance/test_variants.py", "tests/runtime/test_inferred.py"))
 SCENARIOS = (
     "merge",
     "pending_io",
@@ -65,6 +97,7 @@ SCENARIOS = (
 )
 BEHAVIOURS = ("well", "careless")
 SLOW = (
+    *(CellName("grow", name, how, vmms=2) for name in (*ORDINARY, "inferred", "accel_blocker") for how in BEHAVIOURS),
     *(CellName("hotplug", name, "well") for name in ORDINARY),
     *(CellName("device_interrupt", name, "careless") for name in ORDINARY),
     *(CellName("merge", name, "well", 2) for name in ORDINARY),
@@ -73,7 +106,7 @@ SLOW = (
 QUICK = [
     CellName(scenario, name, how)
     for scenario, how in (
-        ("merge", "well"), ("merge", "careless"), ("pending_io", "well"), (SIGNALS, "careless"), ("dirty_log", "well"),
+        ("merge", "well"), ("merge", "careless"), ("pending_io", "well"), ("dirty_log", "well"), (SPINNING, "well"),
     )
     for name in ORDINARY
 ]  # fmt: skip
@@ -102,13 +135,13 @@ def owners() -> Iterator[type | ModuleType]:
         yield from (value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__)
 
 
-def mutants() -> list[Mutant]:
-    """All of them, in no order: the first so many are a sample."""
+def mutants(seed: int = 0) -> list[Mutant]:
+    """All of them, in no order: the first so many are a sample; ``seed`` says which."""
     functions = dict.fromkeys(
         function for owner in owners() for function in functions_of(owner) if function.__name__ not in AROUND
     )
     found = [mutant for function in functions for mutant in mutants_of(function)]
-    return sorted(found, key=lambda mutant: crc32(mutant.name.encode()))
+    return sorted(found, key=lambda mutant: crc32(mutant.name.encode(), seed))
 
 
 class Lines:

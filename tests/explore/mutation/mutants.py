@@ -243,6 +243,8 @@ def _swapped(node: Any) -> Iterator[tuple[str, int, str, Any]]:
             continue
         if not (_has_effect(statement) and _has_effect(after)):
             continue
+        if "self.changed" in _text(statement) + _text(after) and not _awaits(statement, after):
+            continue  # nobody who is woken runs before the operation is over
         what = f"`{_text(after)}` before `{_text(statement)}`"
         yield "swapped", statement.lineno, what, _with(node, path, [after, statement], 2)
 
@@ -255,6 +257,10 @@ def _has_effect(statement: Any) -> bool:
     return any(isinstance(part, ast.Await | ast.Call | ast.AugAssign) for part in ast.walk(statement)) or any(
         isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store) for part in ast.walk(statement)
     )
+
+
+def _awaits(*statements: Any) -> bool:
+    return any(isinstance(part, ast.Await) for statement in statements for part in ast.walk(statement))
 
 
 def _exchanged(node: Any) -> Iterator[tuple[str, int, str, Any]]:
