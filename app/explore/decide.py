@@ -16,7 +16,7 @@ from kickstand.explore.search.properties import LIVENESS, SAFETY, property_of
 from kickstand.explore.search.reduction import Outdated, Reduction
 from kickstand.explore.search.sampling import LENGTH, RUNS, Sampler
 from kickstand.explore.search.states import ASSERTION, Hit, Progress, Search
-from kickstand.explore.search.tables import Tables, TooWideError, Widths
+from kickstand.explore.search.tables import WORD, Tables, TooWideError, Widths
 from kickstand.explore.search.whole_runs.busy import Busy, bounded_busy
 from kickstand.explore.search.whole_runs.cycles import Lasso, TooLargeError, decide, forsaken
 from kickstand.explore.search.whole_runs.stretches import RULES, Stretch, find
@@ -103,6 +103,7 @@ class Effort:
     workers: int = 1  # that share the search, if it is large
     merge: bool = True  # operations that nobody else can notice are run with the visible one before them
     learn: int | None = LEARN  # None: no partial order reduction
+    moving: int | None = None  # the others of the vCPUs never call KVM_RUN; then only what falls is a verdict
 
 
 class Decision:
@@ -210,7 +211,7 @@ class Decision:
     def _run(self, wanted: Iterable[str], limit: int, reduction: Reduction | None = None, **how: Any) -> Search:
         """Search, starting over when a component outgrows its field."""
         while True:
-            tables = Tables(self.model, Widths(self.bits), reduction)
+            tables = Tables(self.model, Widths(self.bits), reduction, self.effort.moving)
             search = Search(tables, wanted, limit, self.report, self.effort.workers)
             try:
                 search.run(**how)
@@ -220,10 +221,12 @@ class Decision:
                 return search
 
     def _widen(self) -> None:
-        """Give a bit more to each component that has outgrown its field."""
+        """Give a bit more to each component that has outgrown its field, and where a word has no room, to no other."""
         self.bits = [
             width + (len(states) > 1 << width) for width, states in zip(self.bits, self.model.states, strict=True)
         ]
+        if sum(self.bits) > WORD:
+            self.bits = [max(1, (len(states) - 1).bit_length()) for states in self.model.states]
 
     def _reduced(self, wanted: list[str]) -> Search:
         """Search with reduction, until what the search has learnt does not change the reduction any more."""

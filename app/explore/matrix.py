@@ -18,7 +18,7 @@ from kickstand.explore.decide import LOST_WAKEUP, Answer, Decision, Effort, Verd
 from kickstand.explore.evidence.replay import Replay, replay
 from kickstand.explore.evidence.tokens import Token, TokenError, check_code, check_model, decode
 from kickstand.explore.question import Question
-from kickstand.explore.search.properties import property_of
+from kickstand.explore.search.properties import SAFETY, property_of
 from kickstand.explore.search.states import Progress
 from kickstand.explore.search.whole_runs.wakeups import LOOKED_AT
 from kickstand.explore.world.cell import BEHAVIOURS, Cell
@@ -41,6 +41,7 @@ class Tick:
 Report = Callable[[Tick], None]
 SearchReport = Callable[[Progress], None]
 LARGE = 4  # vCPUs
+BY_FEW = (*(name for name in SAFETY if name != "deadlock"), "livelock")  # what falls however long the others wait
 
 
 def run_cell(question: Question, report: SearchReport | None = None) -> list[Verdict]:
@@ -58,14 +59,21 @@ def run_cell(question: Question, report: SearchReport | None = None) -> list[Ver
 
 
 def _large(cell: Cell, properties: tuple[str, ...], effort: Effort, report: SearchReport | None) -> list[Verdict]:
-    """A cell with so many vCPUs that the argument for every number of them is tried before the search."""
+    """A cell with so many vCPUs that the argument for every number of them is tried before the search.
+
+    What that leaves open is sought in the runs of two of the vCPUs first: what falls there falls.
+    """
     started = time.perf_counter()
-    certificate = certify(cell, properties, effort, largest=1)
+    certificate = certify(cell, properties, effort)
     rest = [name for name in properties if name not in certificate.answers]
+    few = [name for name in rest if name in BY_FEW]
+    two = Decision(cell, replace(effort, moving=2)).verdicts(few) if few else []
+    found = {verdict.property: verdict for verdict in two if verdict.verdict is Answer.VIOLATED}
+    rest = [name for name in rest if name not in found]
     if rest == [LOST_WAKEUP]:
         effort = replace(effort, max_states=min(effort.max_states, 2 * LOOKED_AT))
-    searched = Decision(cell, effort, report).verdicts(rest) if rest else []
-    found = {verdict.property: verdict for verdict in searched}
+    if rest:
+        found |= {verdict.property: verdict for verdict in Decision(cell, effort, report).verdicts(rest)}
     seconds = time.perf_counter() - started
     for name, answer in certificate.answers.items():
         where = (cell.scenario.name, cell.variant.name, cell.behaviour, cell.vcpus, cell.vmms)

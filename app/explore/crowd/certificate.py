@@ -21,7 +21,7 @@ from kickstand.explore.world.parts import Role
 LARGEST = 2  # vCPUs of the small world
 CROWD = 6  # vCPUs of the world that is looked at by random runs
 STEPS = 5_000  # operations of these runs
-BOUND = 6_000_000  # states of a world with ghosts
+BOUND = 20_000_000  # states of a world with ghosts
 ALONE = ("deadlock", *LIVENESS)  # where several VMMs may wait for different vCPUs at once
 NUMBERED = ("lost_wakeup",)  # a wake-up is no answer: what is woken in company is not compared
 
@@ -98,15 +98,24 @@ def _check(cell: Cell, small: int, few: Decision) -> tuple[int, str | None]:
     broken = _crowd(resized(CROWD), Ghosts(twins, small))
     if broken:
         return few.search.result.states, broken
+    try:
+        return _search(resized(small + 1), few, Ghosts(twins, small))
+    except TooWideError:
+        if small == 1:
+            raise
     states = 0
-    for about in (None,) if small == 1 else range(small + 1):  # one after the other where a word has no room for all
-        ghosts = Ghosts(twins, small, about)
-        many = _explored(Decision(resized(small + 1), Effort(max_states=BOUND, learn=None), ways=ghosts))
-        states = max(states, many.search.result.states)
-        broken = _broken(many, few, ghosts)
+    for about in range(small + 1):  # one vCPU's small worlds after the other's, where a word has no room for all
+        found, broken = _search(resized(small + 1), few, Ghosts(twins, small, about))
+        states = max(states, found)
         if broken:
             return states, broken
     return states, None
+
+
+def _search(cell: Cell, few: Decision, ghosts: Ghosts) -> tuple[int, str | None]:
+    """Every interleaving of a world of one vCPU more than the small one: how many states, and what is broken."""
+    many = _explored(Decision(cell, Effort(max_states=BOUND, learn=None), ways=ghosts))
+    return many.search.result.states, _broken(many, few, ghosts)
 
 
 def _broken(many: Decision, few: Decision, ghosts: Ghosts) -> str | None:

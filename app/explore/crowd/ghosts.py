@@ -96,7 +96,7 @@ class Shadowed:
         lost, *ghosts = extra
         assert isinstance(lost, Lost)
         own = [item for at, item in enumerate(objects) if isinstance(item, Shared) and at not in self.common]
-        before = _states(own)
+        before, apart = _states(own), _states(ghosts)
         full = _attempt(operate, objects, own)
         left = [at for at, world in enumerate(self.worlds) if world not in lost.worlds]
         alone = {}
@@ -108,6 +108,7 @@ class Shadowed:
             alone[self.worlds[at]] = _attempt(operate, there, own)
         _load(own, full.own if full.waits is None else before)
         if full.waits is not None:
+            _load(ghosts, apart)  # nothing has happened yet, there neither
             self._may_wait(list(alone.values()))
             await full.waits
         self._lose(lost, full, alone)
@@ -151,6 +152,7 @@ class Ghosts:
     size: int
     about: int | None = None
     broken: list[str] = field(default_factory=list)  # what operations do that they must not, whatever the run
+    together: list[tuple[int, ...]] = field(init=False)  # the ghosts of each small world
     owners: Owners = field(init=False)
     kept: tuple[tuple[int, ...], ...] = field(init=False)
 
@@ -162,6 +164,7 @@ class Ghosts:
         lost = objects.share(Lost())
         common = [whose.lists[None][at] for at in self.twins]
         ghosts = [{index: objects.share(_copy(objects.real[index])).index for index in common} for _ in self.kept]
+        self.together = [tuple(common), *(tuple(there.values()) for there in ghosts)]
         names = objects.names
 
         def translate(thread: int, trap: Trap) -> Trap:

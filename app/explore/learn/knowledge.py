@@ -43,6 +43,7 @@ class Knowledge:
             self.objects.name(proxy, name)
         special = self.world.stores or self.world.fates
         translate = ways(self.world, self.objects) if ways else self._by_world() if special else _plainly
+        self.together: list[tuple[int, ...]] = getattr(ways, "together", [])  # objects that are one component
         self.initial = self.objects.freeze()
         vms = self.world.vms.values()
         self.guard = Guard([vm.variant for vm in vms], [vcpu for vm in vms for vcpu in vm.vcpus.values()])

@@ -61,7 +61,11 @@ class Model:
                 self.private[owner].append(index)
             else:
                 owned[owner].append(index)
-        self.members = [tuple(objects) for objects in owned] + [(index,) for index in common]
+        together = {index: group for group in self.knowledge.together for index in group}
+        groups: dict[Any, list[int]] = {}
+        for index in common:
+            groups.setdefault(together.get(index, index), []).append(index)
+        self.members = [tuple(objects) for objects in [*owned, *groups.values()]]
         self.component_of = {index: number for number, objects in enumerate(self.members) for index in objects}
         self.place = {index: at for objects in self.members for at, index in enumerate(objects)}
 

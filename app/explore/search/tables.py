@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kickstand.explore.learn.model import Model
 from kickstand.explore.search.reduction import Reduction
+from kickstand.explore.world.parts import Role
 
 Words = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
@@ -23,6 +24,7 @@ Mask = NDArray[np.bool_]
 U = np.uint64
 ENDED, UNKNOWN = -1, -2
 DENSE = 1 << 27
+WORD = 63  # bits of a state
 
 
 class TooWideError(Exception):
@@ -32,7 +34,7 @@ class TooWideError(Exception):
 class Widths:
     """Where each component's field lies in the word."""
 
-    def __init__(self, bits: list[int], *, limit: int | None = 63) -> None:
+    def __init__(self, bits: list[int], *, limit: int | None = WORD) -> None:
         self.bits = bits
         if limit is not None and sum(bits) > limit:
             raise TooWideError(f"a state needs {sum(bits)} bits, one word has {limit}")
@@ -133,14 +135,22 @@ class Moves(NamedTuple):
 
 
 class Tables:
-    """All tables of one model for one choice of widths; with ``reduction`` only the moves that matter."""
+    """All tables of one model for one choice of widths; with ``reduction`` only the moves that matter.
 
-    def __init__(self, model: Model, widths: Widths, reduction: Reduction | None = None) -> None:
+    ``moving``: the moves of so many vCPUs, as if the others never called KVM_RUN.
+    """
+
+    def __init__(
+        self, model: Model, widths: Widths, reduction: Reduction | None = None, moving: int | None = None
+    ) -> None:
         self.model = model
         self.widths = widths
         self.reduction = reduction
         self.lock = Lock()  # held by the worker that learns; the others read what is complete
         self.threads = range(len(model.threads))
+        vcpus = [number for number in self.threads if model.threads[number].role is Role.VCPU]
+        still = () if moving is None else vcpus[moving:]
+        self.movers = [number for number in self.threads if number not in still]
         self.kinds: list[list[Kind]] = [[] for _ in self.threads]
         self._by_others: list[dict[tuple[int, ...], int]] = [{} for _ in self.threads]
         self.kind_of = [np.full(1 << widths.bits[thread], UNKNOWN, dtype=np.int64) for thread in self.threads]
@@ -158,14 +168,14 @@ class Tables:
         ]
 
     def moves(self, words: Words) -> Iterator[Moves]:
-        """Let every thread move in each state, or only one where that is enough."""
+        """Let everybody who moves do so in each state, or only one where that is enough."""
         if self.reduction is None:
-            for thread in self.threads:
+            for thread in self.movers:
                 yield Moves(thread, *self.expand(words, thread), None)
             return
         left = np.arange(len(words))
         stops = [self.reduction.stop_of(thread, self.widths.field(words, thread)) for thread in self.threads]
-        for thread in self.threads:
+        for thread in self.movers:
             free = self.reduction.free(stops, thread, left)
             if not len(free):
                 continue
@@ -176,7 +186,7 @@ class Tables:
             rest[left] = True
             rest[source] = False  # where it has to wait, another may be free
             left = np.flatnonzero(rest)
-        for thread in self.threads:
+        for thread in self.movers:
             new, flags, source = self.expand(words[left], thread)
             yield Moves(thread, new, flags, left[source], left)
 

@@ -23,7 +23,7 @@ from tests.explore.mutation.battery import QUICK, TESTS, CellName, Lines, Suite,
 from tests.explore.mutation.mutants import Mutant
 
 CPU_SECONDS = 40  # of one cell, or of the tests
-WALL_SECONDS = 200
+WALL_SECONDS = 400
 FORK = multiprocessing.get_context("fork")
 Judge = CellName | Suite
 
@@ -42,7 +42,7 @@ class Battery:
         """Those that a mutant may show itself to."""
         where = (mutant.function.__code__.co_filename, mutant.line)
         for judge in self.judges:
-            if isinstance(judge, Suite) or where in self._lines(judge):
+            if isinstance(judge, Suite) or (judge.concerns(mutant) and where in self._lines(judge)):
                 yield judge
 
     def _lines(self, name: CellName) -> set[tuple[str, int]]:

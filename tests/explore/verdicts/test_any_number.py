@@ -10,8 +10,9 @@ from kickstand.core.variants.sticky import Sticky
 from kickstand.explore.crowd.certificate import certify
 from kickstand.explore.crowd.worlds import resizing
 from kickstand.explore.decide import Decision, Effort
-from kickstand.explore.matrix import run_cell
+from kickstand.explore.matrix import replay_token, run_cell
 from kickstand.explore.question import Question
+from kickstand.explore.search.properties import SAFETY
 from kickstand.explore.world.cell import BEHAVIOURS, Cell
 from kickstand.explore.world.files import parse
 from kickstand.explore.world.scenarios import scenario
@@ -50,7 +51,6 @@ def test_holds_is_certified_for_every_number(behaviour):
     assert certificate.properties == [name for name in asked if name != "lost_wakeup"]
 
 
-@pytest.mark.skipif(not LONG, reason="a long form: three worlds of three vCPUs with ghosts")
 def test_two_vcpus_stand_for_all_where_a_semaphore_tells_of_company():
     assert "C3: memory_transaction.write_or_queue answers False in company" in reasons(Sticky)
     certificate = certified(Sticky)
@@ -226,6 +226,16 @@ def test_four_vcpus_that_lose_an_exit_are_told_so_by_a_search():
     (found,) = run_cell(Question("merge", ("none",), ("careless",), (4,), properties=("missing_slot",)))
     assert found.verdict == "violated"
     assert len(found.counterexample.trail.threads) == 5
+
+
+@pytest.mark.skipif(not LONG, reason="a long form: a world of three vCPUs with ghosts, and four of which two move")
+@pytest.mark.parametrize(("behaviour", "falls"), [("well", {"lost_exit"}), ("careless", {"lost_exit", "bounded_busy"})])
+def test_four_vcpus_of_the_posted_patch_are_decided(behaviour, falls):
+    found = run_cell(Question("merge", ("sticky",), (behaviour,), (4,), properties=SAFETY))
+    assert {verdict.property for verdict in found if verdict.verdict == "violated"} == falls
+    assert not [verdict for verdict in found if verdict.verdict == "undecided"]
+    for verdict in found:
+        assert verdict.counterexample is None or replay_token(verdict.counterexample.token)
 
 
 @pytest.mark.parametrize(
