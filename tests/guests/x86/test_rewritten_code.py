@@ -168,8 +168,8 @@ def machine_for(program, engine):
     return machine
 
 
-def run(machine, choice):
-    """In slices of any length; IN reads nothing."""
+def run(machine, choice, slices=(3, 50, 1000)):
+    """In slices of these lengths; IN reads nothing."""
     exit = None
     for _ in range(100_000):
         if isinstance(exit, HltExit):
@@ -177,7 +177,7 @@ def run(machine, choice):
         if machine.cpu.pending:
             exit = machine.cpu.complete(bytes([0]))
         else:
-            exit = machine.cpu.run(0 if machine.cpu.mode == "fast" else choice.choice((3, 50, 1000)))
+            exit = machine.cpu.run(0 if machine.cpu.mode == "fast" else choice.choice(slices))
     pytest.fail("no HLT")
 
 

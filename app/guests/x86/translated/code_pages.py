@@ -66,7 +66,8 @@ _NOT_COUNTED = rb"|\x0f(?=[\x90-\x9f](?:[\x00-\xbf]|\Z))"
 _WINDOW = rb"|[\xfb\x9d\xcf]|\x0f\x07"  # STI, POPF, IRET, SYSRET: interrupts may become allowed
 _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
 _LONG_PREFIXES = _PREFIXES | frozenset(range(0x40, 0x50))
-_TWO_BYTE = 0x0F
+_TWO_BYTE = b"\x0f"
+_LONGEST = 15  # bytes of an instruction
 _MOST_STORES = 16  # to data on a page of code, after which its code goes: it costs as much as ten of them
 
 
@@ -79,10 +80,14 @@ class CodePage:
     found: dict[tuple[bool, bool], list[int]] = field(default_factory=dict)
     translated: int = 0  # a mask of the bytes that are in translated code
     stores: int = 0
+    mixed: bool = False  # the engine stores there too: of ``content`` only what is translated counts
 
-    def note_translated(self, offsets: range) -> None:
+    def note_translated(self, host: int, offsets: range) -> None:
         """Code of these bytes is translated."""
         self.translated |= (1 << 8 * len(offsets)) - 1 << 8 * offsets.start
+        if self.mixed:
+            now = ctypes.string_at(host + offsets.start, len(offsets))
+            self.content = self.content[: offsets.start] + now + self.content[offsets.stop :]
 
     def take_data(self, host: int) -> bool:
         """Go on with the bytes that are there now. False: others than those were translated."""
@@ -95,16 +100,20 @@ class CodePage:
         self.found.clear()
         return True
 
-    def is_current(self, host: int) -> bool:
-        """True if the page still has these bytes."""
-        return ctypes.string_at(host, PAGE) == self.content
+    def stops(self, within: range, *, long_mode: bool, window: bool, counted: bool) -> list[int]:
+        """Those of these offsets at which the translator has to stop, in order.
 
-    def stops(self, *, long_mode: bool, window: bool, counted: bool) -> list[int]:
-        """The offsets in order; searched when they are first asked for."""
+        The page is searched as a whole when it is first asked about, but for one that changes while it is executed.
+        """
+        if self.mixed:
+            part = self.content[within.start : within.stop]
+            found = find_stops(part, long_mode=long_mode, window=window, counted=counted)
+            return [within.start + offset for offset in found]
         kind = long_mode, window
         if kind not in self.found:
             self.found[kind] = find_stops(self.content, long_mode=long_mode, window=window, counted=counted)
-        return self.found[kind]
+        stops = self.found[kind]
+        return stops[bisect_left(stops, within.start) : bisect_left(stops, within.stop)]
 
 
 @cache
@@ -117,7 +126,7 @@ def find_stops(content: bytes, *, long_mode: bool, window: bool, counted: bool) 
     """Return the offsets in the page at which one of the wanted instructions may begin."""
     prefixes = _LONG_PREFIXES if long_mode else _PREFIXES
     found = [match.start() for match in _pattern(long_mode=long_mode, window=window, counted=counted).finditer(content)]
-    if content[-1] == _TWO_BYTE:
+    if content.endswith(_TWO_BYTE):
         found.append(len(content) - 1)
     found.append(len(content))  # the opcode may be on the next page
     stops = set()
@@ -134,9 +143,10 @@ def find_stops(content: bytes, *, long_mode: bool, window: bool, counted: bool) 
 class CodePages:
     """The host pages with translated code of one CPU, and at which addresses the TLB has which of them.
 
-    A host page from which code was translated is not writable in the TLB: code that jumps within its page, or to where
-    it has jumped before, asks no TLB, so that a store has to be seen when it is done. An entry replaces the one for the
-    same address and rights, which are told by a *key*.
+    A host page from which code was translated is not writable in the TLB, or *mixed*: code that jumps within its page,
+    or to where it has jumped before, asks no TLB, so that a store has to be seen when it is done. The engine sees each
+    that goes through an entry which can be executed too. An entry replaces the one for the same address and rights,
+    which are told by a *key*.
     """
 
     def __init__(self, *, counted: bool) -> None:
@@ -165,22 +175,30 @@ class CodePages:
         known = self._mappings.get(address & PAGE_MASK)
         if known is None:
             return False
-        stops, offset = self._stops(*known), address & ~PAGE_MASK
-        at = bisect_left(stops, offset)
-        return stops[at : at + 1] == [offset]
+        page, long_mode = known
+        offset = address & ~PAGE_MASK
+        return offset in self._stops(page, range(offset, min(offset + _LONGEST, PAGE)), long_mode)
 
     def stops_in(self, host: int, virtual: int, addresses: range, *, long_mode: bool) -> Sequence[int]:
         """Where the translator has to stop in what it has translated of this page: ``addresses`` reach beyond it."""
         page = self._pages.get(host)
         if page is None:
             return addresses
-        page.note_translated(range(max(addresses.start - virtual, 0), min(addresses.stop - virtual, PAGE)))
-        stops = self._stops(page, long_mode)
-        first = bisect_left(stops, addresses.start - virtual)
-        return [virtual + offset for offset in stops[first : bisect_left(stops, addresses.stop - virtual)]]
+        within = range(max(addresses.start - virtual, 0), min(addresses.stop - virtual, PAGE))
+        page.note_translated(host, within)
+        return [virtual + offset for offset in self._stops(page, within, long_mode)]
 
-    def _stops(self, page: CodePage, long_mode: bool) -> list[int]:
-        return page.stops(long_mode=long_mode, window=self.window, counted=self._counted)
+    def _stops(self, page: CodePage, within: range, long_mode: bool) -> list[int]:
+        return page.stops(within, long_mode=long_mode, window=self.window, counted=self._counted)
+
+    def mix(self, host: int) -> None:
+        """The engine may store to this page of code; it forgets itself what was translated from where it stores."""
+        self._pages[host].mixed = True
+
+    def is_mixed(self, host: int) -> bool:
+        """True if the engine may."""
+        page = self._pages.get(host)
+        return page is not None and page.mixed
 
     def fetched(self, virtual: int, gpa: int, host: int, *, long_mode: bool) -> bool:
         """Code of this page is about to be translated or executed. False: other bytes than those were translated."""
@@ -199,9 +217,10 @@ class CodePages:
         If it is not what it was before, others have written there, and what else was translated from it is in doubt.
         """
         page = self._pages.setdefault(host, CodePage(b""))
-        if not page.is_current(host):
-            if page.content:
-                self._doubtful.add(host)
+        if not page.content:
+            page.content = ctypes.string_at(host, PAGE)
+        elif not page.take_data(host):
+            self._doubtful.add(host)
             page.content = ctypes.string_at(host, PAGE)
             page.found.clear()
         page.gpa = gpa
@@ -229,7 +248,7 @@ class CodePages:
 
     def take_changed(self, hosts: Iterable[int]) -> list[int]:
         """Forget those of the host pages whose bytes are no longer those that were translated, and return them."""
-        changed = [host for host in hosts if host in self._pages and not self._pages[host].is_current(host)]
+        changed = [host for host in hosts if host in self._pages and not self._pages[host].take_data(host)]
         for host in changed:
             self.forget(host)
         return changed

@@ -127,6 +127,7 @@ class NestedWalk:
         pages = self._code.all_pages()
         if len(pages) > MOST_PAGES:
             self._code.forget_all()
+            engine.watch_no_stores()
             engine.flush_code()
             return
         for host, gpa in pages:

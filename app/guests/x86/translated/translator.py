@@ -1,15 +1,16 @@
 """Guest code at full speed: the engine, its TLB and its translated code, kept true to memory.
 
 The TLB is where everything meets: a page in a hole gets no entry, a logged page gets no write entry until it is
-reported dirty, and a page with translated code gets none, so that no old code is executed and new code is always
-searched for instructions that belong to KVM before it is translated. A guest that misses it often has its pages walked
-by the engine, through nested tables to which the same applies; that depends on counts alone, so the same calls give the
-same run.
+reported dirty, and a page with translated code gets only one under which the engine looks at each store, so that no
+old code is executed; what is translated is searched for instructions that belong to KVM first. A guest that misses it
+often has its pages walked by the engine, through nested tables to which much the same applies; that depends on counts
+alone, so the same calls give the same run.
 """
 
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from kickstand.guests.x86.memory.paging import FETCH, READ, WRITE, Mmu
@@ -41,6 +42,7 @@ _MAX_CODE_PAGES = 4096
 # a limit either fills a gigabyte. Forgetting costs about a millisecond.
 _MAX_FORGOTTEN = 256
 _MAX_RUNS = 512
+_MAX_BLOCKS = 16_384  # of pages that are stored to while they are executed
 # A guest that rewrites the page it is in has it searched again and again, and each time the engine counts from zero.
 _MAX_SEARCHES = 8
 _MAX_COMPARED = 64  # pages; beyond that it is cheaper to have them fetched again
@@ -60,9 +62,11 @@ class Translator:
         self._engine: Engine | None = None
         self._mmu: Mmu | None = None
         self._code = CodePages(counted=counted)
+        self._counted = counted
         self._written: set[int] = set()
         self._forgotten = 0  # pages since all of it was forgotten
         self._runs = 0  # counted ones since then
+        self._blocks = 0  # translated since then, of pages that change
         self._stale_tlb = False
         self._walk = NestedWalk(memory, model, self._code, self._drop, counted=counted)
         self._changed: set[int] = set()  # pages that a run wanted to execute, and whose bytes are others now
@@ -140,7 +144,7 @@ class Translator:
         A guest whose code has to be searched on the way comes back early, before it takes too long.
         """
         self._runs += count > 0
-        if self._runs >= _MAX_RUNS:
+        if self._runs >= _MAX_RUNS or self._blocks >= _MAX_BLOCKS:
             self._make_room()
         if self._written:
             self._drop(self._code.take_written(self._written))
@@ -192,11 +196,12 @@ class Translator:
 
     def _make_room(self) -> None:
         """Drop translations, but not what the search of their pages found: that is what costs."""
-        self._forgotten = self._runs = 0
+        self._forgotten = self._runs = self._blocks = 0
         self.engine.flush_code()
 
     def _forget_code(self) -> None:
         self._code.forget_all()
+        self.engine.watch_no_stores()
         self._make_room()
         self._flush_tlb()
 
@@ -230,6 +235,9 @@ class Translator:
                 if not self._walk.note_code(virtual, host, long_mode=self._long_mode):
                     return whole
             found += self._code.stops_in(host, page, whole, long_mode=self._long_mode)
+            self._blocks += self._code.is_mixed(host)
+        if self._blocks >= _MAX_BLOCKS:
+            self.engine.stop()
         return found
 
     def _limit_is_near(self, start: int, size: int) -> bool:
@@ -260,7 +268,7 @@ class Translator:
             return self._fill_code(page, found.gpa, host, state)
         if access == FILL_WRITE:
             if self._code.holds(host):
-                return None  # the stepper stores, and what was translated from there goes
+                return self._fill_mixed(page, found.gpa, host, state)
             self._memory.note_dirty(found.gpa)
         elif not (found.writable and self._freely_writable(found.gpa, host)):
             return host, CAN_READ
@@ -275,6 +283,24 @@ class Translator:
             return None
         self._note(self._code.note_executable, page, host)
         return host, CAN_READ | CAN_EXECUTE
+
+    def _fill_mixed(self, page: int, gpa: int, host: int, state: CpuState) -> tuple[int, int] | None:
+        """A store to a page of code: the engine, which looks at each of them, may store to what it may execute.
+
+        Else the stepper stores, and what was translated from there goes.
+        """
+        if not self._may_execute(page, state) or self._fill_code(page, gpa, host, state) is None:
+            return None
+        if self._counted and not self.engine.watch_stores(host):
+            return None
+        self._code.mix(host)
+        self._memory.note_dirty(gpa)
+        return host, CAN_READ | CAN_WRITE | CAN_EXECUTE
+
+    def _may_execute(self, page: int, state: CpuState) -> bool:
+        with suppress(GuestFaultError):
+            return self._mmu is not None and bool(self._mmu.translate(page, FETCH, user=state.cpl == 3))  # noqa: PLR2004 - ring 3
+        return False
 
     def _note(self, note: Callable[[int, object], bool], page: int, host: int) -> None:
         """Keep pages from being writable and executable at once."""

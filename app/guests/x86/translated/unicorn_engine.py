@@ -47,7 +47,8 @@ _PAGE = 4096
 _VM_EXIT = 0x100  # EXCP_VMEXIT: the exceptions from here on are exits of SVM
 _RESERVED = 8  # in the error code of a page fault
 _FAULT_ADDRESS = 0x80  # control.exit_info_2 in the block that such an exit is written to
-_NO_EXIT_REQUEST = 0x7F2  # of ``struct uc_struct``
+_COUNT, _IN_PIECES, _NO_EXIT_REQUEST, _RIP_WRITTEN = 0x560, 0x568, 0x7F2, 0x3A32  # of ``struct uc_struct``
+_MOST_WATCHED = 64  # pages; each store to one of them looks through all
 _CONTEXT_HEADER = 40  # bytes of Unicorn's own before the CPU structure
 
 
@@ -70,6 +71,7 @@ class _TlbEntry(Protocol):
 class _Block(Protocol):
     pc: int
     size: int
+    icount: int
 
 
 def _no_stops(_start: int, _size: int) -> Sequence[int]:
@@ -103,6 +105,10 @@ class Engine:
         """(guest-physical address, error code) that the nested tables refused."""
         self._vm_exit = False
         self._counting = False
+        self._watched: dict[int, int] = {}  # host page: its hook
+        self._stored_at = -1  # RIP of the last store to one of them
+        self._in_pieces = ctypes.c_int.from_address(self._uc._uch.value + _IN_PIECES)  # noqa: SLF001 - no call
+        self._rip_written = ctypes.c_bool.from_address(self._uc._uch.value + _RIP_WRITTEN)  # noqa: SLF001 - no call
         self._unstoppable = ctypes.c_bool.from_address(self._uc._uch.value + _NO_EXIT_REQUEST)  # noqa: SLF001 - no call
         self._unstoppable.value = True
         self._asked = False
@@ -131,6 +137,11 @@ class Engine:
         self.run(4)
         if not reported:
             raise RuntimeError("this Unicorn does not report what it translates: port I/O would not be seen")
+        if ctypes.c_uint64.from_address(self._uc._uch.value + _COUNT).value != 4:  # noqa: PLR2004, SLF001 - as above
+            raise RuntimeError("this Unicorn keeps what it knows of a store at a place that is not known here")
+        self._uc.reg_write(x86_const.UC_X86_REG_RIP, 0)
+        if not self._rip_written.value:
+            raise RuntimeError("this Unicorn keeps what it knows of RIP at a place that is not known here")
         self._check_stops(page, host)
         self.recycle()
 
@@ -230,6 +241,7 @@ class Engine:
             # store is done. Code that counts can only be left like that; it is not stopped from outside.
             self._unstoppable.value = not counting
         self._data_refused = self._asked = self._vm_exit = False
+        self._stored_at = -1
         self._wanted = self.vector = None
         self._set_stops(())
         self.state.kind = int(self.windowed)
@@ -271,6 +283,12 @@ class Engine:
         and drops code that was translated up to them: so the table is empty but while this block is translated.
         """
         stops = self.find_stops(block.pc, block.size)
+        if block.icount == 1:
+            # An instruction that stores to its own block is repeated like that. If it were to be translated once more
+            # for what lies in its middle, it would come with its block, and be repeated again.
+            stops = [stop for stop in stops if stop == block.pc]
+            if self.state.rip == self._stored_at:
+                self._repeat_store(block)
         if self._obeyed.issuperset(stops):  # what is left of them lies in the middle of instructions
             self._set_stops(())
             return
@@ -278,11 +296,44 @@ class Engine:
         if self._counting:
             self._set_stops(stops)
             self._uc.reg_write(x86_const.UC_X86_REG_RIP, self._uc.reg_read(x86_const.UC_X86_REG_RIP))  # come again
+            self._rip_written.value = False  # else the run ends with what its last access to memory left in ``cc_op``
         else:
             # Not like that here: until the end of the run Unicorn would take it that RIP is up to date whenever a
             # stop asks for it, while code that was chained runs on without.
             self._wanted = stops
             self._uc.emu_stop()
+
+    def _storing(self, *_of_it: object) -> None:
+        """Code that counts is about to store to its own page; to tell where, Unicorn has set ``cc_op`` back."""
+        self.state.flags_are_collected()
+        self._stored_at = self.state.rip
+
+    def _repeat_store(self, block: _Block) -> None:
+        """The store rewrites its own block, which was left in its middle: mend what that leaves behind, each time."""
+        self.state.flags_are_collected()
+        self._in_pieces.value = 0  # else no store would be told any more
+        self._uc.ctl_remove_cache(block.pc, block.pc + 1)
+
+    def watch_stores(self, host: int) -> bool:
+        """Let code that counts store to this page of code. False: to too many already."""
+        if host not in self._watched:
+            if len(self._watched) == _MOST_WATCHED:
+                return False
+            at = engine_address(host)
+            self._watched[host] = self._uc.hook_add(
+                uc_const.UC_HOOK_MEM_WRITE, self._storing, begin=at, end=at + _PAGE - 1
+            )
+        return True
+
+    def watch_no_stores(self) -> None:
+        """There is no page of code any more."""
+        for host in list(self._watched):
+            self._unwatch(host)
+
+    def _unwatch(self, host: int) -> None:
+        hook = self._watched.pop(host, None)
+        if hook is not None:
+            self._uc.hook_del(hook)
 
     def _interrupt(self, _uc: object, vector: int, _data: object) -> None:
         if vector >= _VM_EXIT:
@@ -331,6 +382,7 @@ class Engine:
         nested = self.nested
         self.use_nested(None)  # the removal looks the page up like a fetch, so the answer above must be asked for
         self._uc.ctl_remove_cache(host, host + _PAGE)
+        self._unwatch(host)
         self.on_fill = fill
         self.use_nested(nested)
 
@@ -338,6 +390,7 @@ class Engine:
         """Drop everything that belongs to one guest."""
         self.on_fill, self.find_stops, self.windowed = _no_fill, _no_stops, False
         self._set_stops(())
+        self.watch_no_stores()
         self.flush_code()
         self.use_nested(None)
         ctypes.memmove(ctypes.addressof(self.state), self.reset_bytes, STATE_SIZE)
