@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def kickstand(folder, url):
-    """Run a command line of README; 1 is an answer (a property is violated), 2 is not."""
+    """Run a command line of README, once; 1 is an answer (a property is violated), 2 is not."""
 
+    @cache
     def run(line):
         command = [sys.executable, "-m", "kickstand", *shlex.split(line)[1:]]
         env = os.environ | {"KICKSTAND_URL": url, "PYTHONPATH": str(ROOT)}

@@ -12,6 +12,7 @@ from kickstand.scripts.play.backends import InProcess
 from kickstand.scripts.play.http_player import OverHttp
 from kickstand.scripts.replay import replay, replay_trace, replay_traces
 from tests.api.live import live
+from tests.long import either
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = Path(__file__).parent / "data"
@@ -89,6 +90,8 @@ def test_the_whole_set_is_474_traces():
 @needs_all
 @pytest.mark.slow
 async def test_the_whole_set_is_answered_as_recorded_over_http():
+    """In the short form a fifth of it: what a call answers is the same whoever asks, which the families show."""
+    traces = load([GOLDEN])[:: either(5, 1)]
     async with live() as server:
-        summary = await replay_traces(load([GOLDEN]), OverHttp(str(server.url), "x86"))
-    assert summary.line == "474 passed, 0 failed", summary.lines()
+        summary = await replay_traces(traces, OverHttp(str(server.url), "x86"))
+    assert summary.line == f"{len(traces)} passed, 0 failed", summary.lines()

@@ -1,6 +1,6 @@
 """All or nothing, whoever leaves: every call that changes something, given up at each of its suspensions in turn.
 
-The short form is part of the suite: transactions at every suspension, other calls at every third.
+The short form is part of the suite: transactions at every suspension, other calls at every fourth.
 ``KICKSTAND_DEPARTURES=all`` takes every suspension of every call, every variant and every way to leave.
 """
 
@@ -165,7 +165,7 @@ async def every_departure(server, asked, variant):
     before, after, call = await server.ask(asked, variant, 0, "cancelled")
     assert call.status is not None
     tried = 0
-    first, step = (1, 1) if ALL or asked.name in WHOLE else (2, 3)
+    first, step = (1, 1) if ALL or asked.name in WHOLE else (2, 4)
     for way in WAYS if ALL else WAYS[:1]:
         for at in range(first, MOST, step):
             begun, now, left = await server.ask(asked, variant, at, way)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType
@@ -57,9 +57,9 @@ class CellName:
         (one,) = question.split()
         Knowledge(one.cell(), steps=STEPS).close()
 
-    def verdicts(self) -> dict[str, str]:
-        """Each property's verdict."""
-        found = explore(self.scenario, self.variant, self.behaviour, self.vcpus, self.vmms)
+    def verdicts(self, properties: Sequence[str] = ()) -> dict[str, str]:
+        """The verdict of each property, or of the named."""
+        found = explore(self.scenario, self.variant, self.behaviour, self.vcpus, self.vmms, properties=properties)
         return {verdict.property: str(verdict.verdict) for verdict in found}
 
 

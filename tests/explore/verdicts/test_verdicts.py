@@ -68,7 +68,7 @@ def test_every_reduction_decides_as_the_full_search_in_other_scenarios(name, var
 TWO = [("sticky", "careless"), ("holds", "well"), ("check_not_test", "well"), ("none", "well")]
 
 
-@pytest.mark.parametrize(("variant", "behaviour"), either(TWO[:2], TWO))
+@pytest.mark.parametrize(("variant", "behaviour"), either(TWO[:1], TWO))
 def test_with_two_vcpus_partial_order_reduction_decides_as_the_search_without(variant, behaviour):
     assert list(differences(one("merge", variant, behaviour, vcpus=(2,)))) == []
 
@@ -83,7 +83,7 @@ def test_any_number_of_workers_finds_the_same(monkeypatch):
         verdicts = [verdict.json() for verdict in decision.verdicts(properties)]
         return [(cell["verdict"], cell["states"], cell["transitions"], cell["token"]) for cell in verdicts]
 
-    assert found(1) == found(2) == found(3)
+    assert [found(workers) for workers in either([3], [2, 3])] == [found(1)] * either(1, 2)
 
 
 # No shipped variant breaks these: planted mutations and users' variants do (test_contracts, test_wakeups).

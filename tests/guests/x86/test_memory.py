@@ -10,6 +10,7 @@ from kickstand.core.run.exits import HltExit, InternalErrorExit, IoExit, MmioExi
 from kickstand.guests.x86.cpu import X86Cpu
 from kickstand.guests.x86.translated import nested_walk
 from tests.guests.x86.test_exits import ENTRY, HOLE, NO_BYTES, TABLES, Machine, Ram, modes, special_registers, wide
+from tests.long import either
 
 
 @pytest.fixture(autouse=True, params=[1, 0], ids=["virtual TLB", "own walk"])
@@ -207,8 +208,8 @@ def test_slices_do_not_take_more_and_more_memory(code):
             assert machine.cpu.run(101) is None
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-    before = resident_after(3_000)  # room for translated code grows in steps of 2 MB
-    assert resident_after(12_000) - before < 3 << 20
+    before = resident_after(either(2_000, 3_000))  # room for translated code grows in steps of 2 MB
+    assert resident_after(either(5_000, 12_000)) - before < 3 << 20
 
 
 def test_a_guest_that_misses_the_tlb_at_every_access_gives_the_loop_back_early():
