@@ -96,6 +96,9 @@ def explore(
         raise typer.BadParameter(
             f"{model} is no Python file; scenarios are given with --scenario", param_hint="MODEL.py"
         )
+    kvms = (("--variant", variant), ("--behaviour", behaviour), ("--vcpus", vcpus), ("--vmms", vmms > 1))
+    if given := [name for name, value in kvms if model is not None and value]:
+        raise typer.BadParameter("a protocol of your own has none", param_hint=" and ".join(given))
     sizes = (1, 2) if matrix else (1,)
     if without is not None and memory == "sc":
         raise typer.BadParameter("barriers are left out with --memory tso", param_hint="--without")
@@ -111,4 +114,5 @@ def explore(
     )  # fmt: skip
     options = command.Options(question, matrix=matrix, cluster=cluster, json=as_json, perfetto=perfetto, report=report)
     with refusals(command.Refused, status=USAGE):
+        command.check_size(scenario, vcpus, vmms)
         raise typer.Exit(command.run(options, console()))

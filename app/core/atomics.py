@@ -192,8 +192,8 @@ class Mutex(Shared):
 
     @atomic
     async def wait_turn(self, tid: str) -> None:
-        """Wait until ``unlock`` handed the mutex to ``tid``."""
-        while self.owner != tid:
+        """Wait until ``unlock`` handed the mutex to ``tid``; who takes it twice waits for itself."""
+        while tid in self.queue:
             await blocked(self, key=tid)
 
     @atomic

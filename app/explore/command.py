@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from importlib import import_module
@@ -29,6 +30,7 @@ from kickstand.explore.reports.gallery import gallery
 from kickstand.explore.reports.printed import for_any_number, ledger_lines, totals, verdict_table
 from kickstand.explore.reports.report import Violated, by_run, write
 from kickstand.explore.reports.requirements import ledger_json
+from kickstand.explore.world.files import FILES, in_file, load, oddities
 from kickstand.explore.world.scenarios import ScenarioError
 
 __all__ = [
@@ -59,6 +61,20 @@ class Options:
     json: bool = False
     perfetto: Path | None = None  # write the first counterexample here, as a trace that Perfetto opens
     report: Path | None = None  # write a report for a mailing list into this folder
+
+
+def check_size(scenario: str, vcpus: int | None, vmms: int) -> None:
+    """Refuse numbers of threads that a scenario's file says itself, or cannot take. Raises ``Refused``."""
+    try:
+        fixed = in_file(scenario)
+    except ScenarioError as error:
+        raise Refused(str(error)) from error
+    if fixed is None:
+        return
+    if vmms > 1:
+        raise Refused(f"{scenario} names its VMM threads: --vmms is for the built-in scenarios")
+    if vcpus and fixed and fixed != vcpus:
+        raise Refused(f"{scenario} says how many vCPUs there are, {fixed}: leave --vcpus out")
 
 
 def run(options: Options, console: Console | None = None) -> int:
@@ -201,6 +217,10 @@ def _run(cells: Matrix, executor: Executor | None, console: Console, *, quiet: b
         return cells.run(executor, report)
 
 
+def _oddities(question: Question) -> Iterable[str]:
+    return oddities(load(question.scenario, question.vcpus[0])) if question.scenario.endswith(FILES) else ()
+
+
 def _write_perfetto(path: Path, verdicts: list[Verdict]) -> None:
     found = next((verdict.counterexample for verdict in verdicts if verdict.counterexample), None)
     if found is not None:
@@ -222,11 +242,11 @@ def _print(verdicts: list[Verdict], options: Options, console: Console) -> None:
     if not options.matrix:
         for same in by_run(verdicts):
             _print_counterexample(same, console, options.question.scenario)
-    for verdict in verdicts:
-        if verdict.verdict == "undecided":
-            console.print(
-                Text(f"? {verdict.variant} {verdict.behaviour} {verdict.property}: {verdict.bound}"), soft_wrap=True
-            )
+    notes = [f"note: {text}" for text in _oddities(options.question)]
+    undecided = [verdict for verdict in verdicts if verdict.verdict == "undecided"]
+    notes += [f"? {verdict.variant} {verdict.behaviour} {verdict.property}: {verdict.bound}" for verdict in undecided]
+    for note in notes:
+        console.print(Text(note), soft_wrap=True)
     for line in for_any_number(verdicts):
         console.print(line, soft_wrap=True)
     for line in totals(verdicts):

@@ -329,8 +329,7 @@ class Decision:
             path = to_busy(Busy(search, found.layer))
         else:
             path = to_hit(search, found)
-            if found.blocked is not None:
-                about = found.blocked
+            about = next((thread for thread in (found.blocked, found.about) if thread is not None), about)
         stuck = not path.loop and (
             not property_of(name).safety or name == "deadlock" or getattr(found, "blocked", None) is not None
         )

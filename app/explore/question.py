@@ -15,7 +15,7 @@ from kickstand.core.variants import load_variant_module, variant, variants
 from kickstand.explore.decide import MAX_STATES, Effort
 from kickstand.explore.search.properties import OWN, PROPERTIES
 from kickstand.explore.world.cell import BEHAVIOURS, Cell
-from kickstand.explore.world.files import load, parse
+from kickstand.explore.world.files import in_file, load, parse
 from kickstand.explore.world.own import Protocol, read, statements
 from kickstand.explore.world.scenarios import Scenario, ScenarioError
 from kickstand.explore.world.stores import MEMORIES, SC
@@ -59,7 +59,9 @@ class Question:
             return
         if not self.properties:
             here = replace(here, properties=tuple(PROPERTIES))
-        for vcpus, behaviour, name in product(self.vcpus, self.behaviours or BEHAVIOURS, self.variants or variants()):
+        fixed = in_file(self.scenario) if self.scenario_source is None else None
+        sizes = (fixed,) if fixed else self.vcpus
+        for vcpus, behaviour, name in product(sizes, self.behaviours or BEHAVIOURS, self.variants or variants()):
             source = load(self.scenario, vcpus, self.vmms).source if self.scenario_source is None else None
             one = replace(here, variants=(name,), behaviours=(behaviour,), vcpus=(vcpus,))
             yield replace(one, scenario_source=json.dumps(source)) if source else one

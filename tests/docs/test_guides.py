@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kickstand.core.variants import Variant
+from kickstand.explore.search.properties import PROPERTIES
 from kickstand.explore.world.files import load
 from kickstand.explore.world.operations import OPERATIONS
 
@@ -69,3 +70,9 @@ def test_the_guides_name_every_operation_and_every_hook(tmp_path):
 def test_the_example_is_a_scenario(tmp_path):
     (tmp_path / "example.yaml").write_text(block("scenarios.md", "yaml"))
     assert load(str(tmp_path / "example.yaml")).name == "grow_too_late"
+
+
+def test_the_page_says_of_each_property_what_the_explorer_asks():
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| (\w*) ?\|$", (DOCS / "explorer.md").read_text(), re.MULTILINE)
+    known = [(item.name, item.summary, "" if item.safety else item.fairness) for item in PROPERTIES.values()]
+    assert rows == known

@@ -46,7 +46,7 @@ class Counterexample:
         return as_perfetto(self.trail, self.verdict)
 
 
-OWN = ("learn/automata.py", "learn/objects.py")  # frames of the explorer
+OWN = ("learn/automata.py", "learn/objects.py", "world/own.py", "core/atomics.py")  # frames that are not the user's
 UNSEEN = Did.UNBALANCED | Did.MISCOMPLETED | Did.FAILED  # deeds of operations that no other thread sees
 
 
@@ -71,7 +71,8 @@ def explain(model: Model, widths: Widths, path: Path, fallen: Fallen) -> Counter
     trail = tracer.trace(path, stuck=fallen.stuck, to_the_end=unseen, abrupt=fallen.name == "lost_wakeup")
     schedule = schedule_of(trail, fallen.name, fallen.about + fallen.left)
     run = replay(cell, schedule)
-    error = model.error(fallen.about, widths.unpack(path.end)[fallen.about]) if path.moves else None
+    moved = path.moves or fallen.name == "assertion"
+    error = model.error(fallen.about, widths.unpack(path.end)[fallen.about]) if moved else None
     story = _story(fallen.name, trail, fallen.about)
     if fallen.left:
         story = f"{trail.threads[fallen.about]} waits, and nothing can let it go on any more"

@@ -7,7 +7,7 @@ data: it goes from the process that found it to the one that prints it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -88,6 +88,8 @@ class Tracer:
                 self.trail.loop = len(self.trail.rows)
             last = len(self.trail.rows)
             self._move(move)
+            if to_the_end and number + 1 == len(path.moves) and self.model.threads[move.thread].role is Role.OWN:
+                self.trail.rows[last:] = [replace(row, shown=True) for row in self.trail.rows[last:]]
             if abrupt and number + 1 == len(path.moves):
                 del self.trail.rows[last + 1 :]
         if stuck:

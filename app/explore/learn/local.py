@@ -15,7 +15,7 @@ from kickstand.core.atomics import Choice
 from kickstand.explore.learn.automata import Automaton
 from kickstand.explore.learn.knowledge import Knowledge
 from kickstand.explore.learn.objects import Trap
-from kickstand.explore.learn.observe import HOME, At, Did
+from kickstand.explore.learn.observe import HOME, VIOLATIONS, At, Did
 from kickstand.explore.learn.observer import NOTHING, Memory, Observer
 
 MAX_PRODUCT = 20_000
@@ -66,6 +66,7 @@ class LocalThread:
         self.tails: dict[tuple[int, tuple[int, ...], Memory, int], tuple[Tail, ...]] = {}
         self.targets: dict[int, set[int]] = {}  # where a step from a stop may end
         self.noted: dict[int, int] = {}  # and the flags it may have
+        self.began = 0  # what was done before the first stop
         self.facts = 0  # how much the two say
 
     # -- steps -------------------------------------------------------------------------------------------
@@ -89,9 +90,16 @@ class LocalThread:
         return tuple(stop.private[self.slot[index]] if index in self.slot else shared[index] for index in trap.involved)
 
     def start(self, initial: tuple[int, ...]) -> tuple[Tail, ...]:
-        """The stops at which the thread may begin."""
+        """The stops at which the thread may begin. What must not be done needs a step in which it is seen."""
         private = tuple(initial[index] for index in self.private)
-        return self._run(self.automaton.root, private, NOTHING, 0)
+        tails = self._run(self.automaton.root, private, NOTHING, 0)
+        if any(tail.flags & VIOLATIONS for tail in tails):
+            merge, self.merge = self.merge, False
+            tails = self._run(self.automaton.root, private, NOTHING, 0)
+            self.merge = merge
+        for tail in tails:
+            self.began |= tail.flags
+        return tails
 
     def after(self, stop: int, result: Any, involved: tuple[int, ...], states: tuple[int, ...]) -> tuple[Tail, ...]:
         """Perform the tail after the visible operation at ``stop`` returned ``result`` and left ``states``."""
@@ -139,7 +147,7 @@ class LocalThread:
                 here = self.automaton.nodes[node]
                 if here.error is not None:
                     flags |= Did.FAILED
-                if here.effect is None and memory.held:
+                if here.effect is None and here.error is None and memory.held:
                     flags |= Did.UNBALANCED
                 if here.label & HOME:
                     flags |= Did.AT_HOME | (Did.ENTERED if here.label & At.IN_GUEST else 0)

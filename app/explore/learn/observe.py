@@ -7,6 +7,7 @@ watched in its new form.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine
 from enum import IntFlag
 from types import CodeType, CoroutineType
@@ -84,7 +85,7 @@ class Places:
 
     def of(self, coroutine: Coroutine[Any, Any, Any] | None) -> At:
         """Say where a thread is from its await chain; None has ended."""
-        if coroutine is None:
+        if coroutine is None or inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED:
             return At.ENDED
         place = At(0)
         link: Any = coroutine

@@ -17,6 +17,7 @@ from kickstand.core.shared.rwsem import RwSemaphore, Srcu
 from kickstand.core.uapi import PAGE_SHIFT
 from kickstand.explore.learn.objects import Raised, Trap, below_zero
 from kickstand.explore.learn.observe import Did
+from kickstand.explore.world import own
 from kickstand.explore.world.ghosts import WatchedMemslots
 from kickstand.explore.world.parts import Kept
 from kickstand.explore.world.threads import Return, Transaction, Userspace
@@ -76,6 +77,7 @@ class Observer:
     def _locks(self) -> dict[Any, See]:
         return {
             Mutex.lock_or_queue: partial(self._takes, MUTEX),
+            own.Mutex.lock_or_queue: partial(self._takes, MUTEX),
             Mutex.wait_turn: partial(self._takes, MUTEX),
             Mutex.unlock: partial(self._gives, MUTEX),
             RwSemaphore.read_or_queue: partial(self._takes, READ),

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from kickstand.explore.decide import Verdict
 from kickstand.explore.reports.requirements import LEDGER
+from kickstand.explore.search.properties import property_of
 
 WIDTH = 80
 GLYPHS = {"holds": ("✓", "green"), "violated": ("✗", "red"), "undecided": ("?", "yellow"), "vacuous": ("-", "yellow")}
@@ -74,10 +75,11 @@ def totals(verdicts: Sequence[Verdict]) -> Iterator[Text]:
     """How many of each verdict, and what the words mean."""
     counts = ((sum(verdict.verdict == word for verdict in verdicts), word) for word in GLYPHS)
     told = ", ".join(f"{number} {word}" for number, word in counts if number or word in ("holds", "violated"))
-    text = (
-        f"{told}. ✓ holds: every interleaving was looked at; ✗N: violated in N steps; ? undecided: a bound was met. "
-        "kick_returns, progress and resume_runs assume weak fairness per thread, livelock assumes none."
-    )
+    text = f"{told}. ✓ holds: every interleaving was looked at; ✗N: violated in N steps; ? undecided: a bound was met."
+    asked = dict.fromkeys(verdict.property for verdict in verdicts)
+    weak = [name for name in asked if property_of(name).fairness == "weak"]
+    text += f" Weak fairness per thread is assumed by {', '.join(weak)}." if weak else ""
+    text += " livelock assumes no fairness." if "livelock" in asked else ""
     yield Text()
     yield from map(Text, wrap(text, WIDTH))
 

@@ -42,6 +42,7 @@ class Mark(IntFlag):
     DUE = 4096  # an event waits that would end a sleep
     CHANGING = 8192  # in KVM_SET_USER_MEMORY_REGION
     KICKED = 16384  # KVM_REQ_USERSPACE_KICK is pending
+    FAILED = 32768  # it has ended with an exception
 
 
 BY_PLACE = (
@@ -181,6 +182,7 @@ class Marks:
         for places, fact in BY_PLACE:
             if label & places:
                 mark |= fact
+        mark |= Mark.FAILED * (self.model.error(thread, number) is not None)
         stage = self.model.stage(thread, number)
         if stage is Stage.KICKING:
             mark |= Mark.KICKING

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from kickstand.explore.learn.observe import VIOLATIONS, Did
-from kickstand.explore.search.marks import Marks
+from kickstand.explore.search.marks import Mark, Marks
 from kickstand.explore.search.properties import PROPERTIES
 from kickstand.explore.search.reduction import Outdated, Reduction, version
 from kickstand.explore.search.sets import NO_WORDS, Seen, distinct
@@ -45,6 +45,7 @@ class Hit:
     layer: int | None = None  # the vCPU whose EINTR were counted
     blocked: int | None = None  # the thread that waits, where nobody moves
     statement: str | None = None  # what becomes true by the move
+    about: int | None = None  # the thread that it is about, where nobody has moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,7 @@ class Search:
         done = int(np.bitwise_or.reduce(tables.flags.data[: tables.flags.size]))
         reached = 0
         for thread in tables.threads:
+            done |= tables.model.locals[thread].began
             for number in range(len(tables.model.states[thread])):
                 reached |= self.marks.mark(thread, number)
         return done, reached
@@ -263,7 +265,11 @@ class Search:
                     yield Fall(name, order, thread, frontier[source[true]], statement=name)
 
     def _begins(self, initial: Words) -> None:
-        """What is never to be true is so from the start."""
+        """What is never to be true is so from the start, or a thread ends with an exception before its first step."""
+        for thread in reversed(self.tables.threads):
+            failed = (self.marks.of(initial, thread) & Mark.FAILED) != 0
+            if failed.any():
+                self.result.hits[ASSERTION] = Hit(1, None, initial[failed], about=thread)
         for name, statement in self.tables.model.knowledge.world.never.items():
             true = self.marks.statements.mask(statement, initial)
             if self._open(name) and true.any():

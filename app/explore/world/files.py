@@ -7,7 +7,7 @@ left out has the value that the built-in scenarios use.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -24,6 +24,7 @@ from kickstand.explore.world.vcpus import MOMENTS, Signals
 from kickstand.guests.program import compile_program
 
 MOST_VCPUS = 8
+FILES = (".yaml", ".yml", ".json")
 T = TypeVar("T", bound=Item)
 Vcpus = Annotated[int, number(1, 4)]
 
@@ -121,7 +122,7 @@ class ScenarioItem(Item):
 
 def load(name: str, vcpus: int = 1, vmms: int = 1) -> Scenario:
     """Return a built-in scenario by name, or the one in a file. Raises ``ScenarioError``."""
-    if not name.endswith((".yaml", ".yml", ".json")):
+    if not name.endswith(FILES):
         return scenario(name, vcpus, vmms)
     path = Path(name)
     try:
@@ -131,6 +132,14 @@ def load(name: str, vcpus: int = 1, vmms: int = 1) -> Scenario:
     except UnicodeDecodeError as error:
         raise ScenarioError(f"{name}: not UTF-8: {error.reason} at byte {error.start}") from None
     return parse(_parsed(text, path), path.stem, vcpus)
+
+
+def in_file(name: str) -> int | None:
+    """How many vCPUs a scenario's file says that there are; 0 if it leaves that open, None if it is no file."""
+    if not name.endswith(FILES):
+        return None
+    few, more = load(name, 1), load(name, 2)
+    return few.vms[0].vcpus if few.vms[0].vcpus == more.vms[0].vcpus else 0
 
 
 def _parsed(text: str, path: Path) -> Any:
@@ -276,6 +285,31 @@ def _ids(value: Any, where: str, low: int, high: int) -> tuple[int, ...]:
     if len(set(numbers)) < len(numbers):
         raise ScenarioError(f"{where}: two are the same")
     return numbers
+
+
+def oddities(world: Scenario) -> Iterator[str]:
+    """What is right, and rather looks like a slip: a name that nobody else uses."""
+    users: dict[tuple[str, str], set[str]] = {}
+    for name, operation in _by_thread(world):
+        for kind in ("lock", "event"):
+            if (what := getattr(operation, kind, None)) is not None:
+                users.setdefault((kind, what), set()).add(name)
+                users.setdefault((operation.name(), what), set()).add(name)
+    for (kind, what), names in users.items():
+        if kind == "lock" and len(names) == 1 and ("unlock", what) in users:
+            yield f"only {next(iter(names))} uses the lock {what!r}"
+        for done, missing, verb in (("wait", "post", "posts"), ("post", "wait", "waits for")):
+            if kind == done and (missing, what) not in users:
+                yield f"nobody {verb} the event {what!r}"
+
+
+def _by_thread(world: Scenario) -> Iterator[tuple[str, Operation]]:
+    for vmm in world.vmms:
+        yield from ((vmm.name, operation) for operation in all_of(vmm.operations))
+    for vm in world.vms:
+        for vcpu in (*range(vm.vcpus), *vm.hotplug):
+            name = vcpu_column(vm.id, vcpu, single=len(world.vms) == 1)
+            yield from ((name, operation) for operations in vm.handlers.values() for operation in operations)
 
 
 def _vmm(item: VmmItem, where: str, position: int, vms: tuple[VmSpec, ...]) -> VmmSpec:

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, TypeVar
 
-from kickstand.core.atomics import Shared
+from kickstand.core import atomics
+from kickstand.core.atomics import Shared, atomic
 from kickstand.core.variants import Variant
 from kickstand.explore.world.parts import Role, Statement, Thread, World
 from kickstand.explore.world.scenarios import Scenario, ScenarioError
@@ -25,6 +26,21 @@ Share = Callable[[Any], Any]
 NEVER, EVENTUALLY = "never.", "eventually."
 CURE = "other threads see it, the explorer cannot; put it into a Shared object, whose @atomic methods are the steps"
 PLAIN = (int, str, bytes, bool, float, type(None), list, dict, set, frozenset, tuple)
+
+
+class Mutex(atomics.Mutex):
+    """``await lock.lock("me")``, ``await lock.unlock()``: first come, first served. Threads are told apart by name."""
+
+    __slots__ = ()
+
+    @atomic
+    async def lock_or_queue(self, tid: str) -> bool:
+        """Take it, or stand in the queue. An assertion: nobody of this name has done so already."""
+        assert tid not in (self.owner, *self.queue), (
+            f"{tid!r} has this Mutex already, or waits for it: "
+            "a thread that locks it twice waits for itself, and each thread wants a name of its own"
+        )
+        return await super().lock_or_queue(tid)
 
 
 @dataclass(slots=True)

@@ -156,6 +156,46 @@ def test_several_threads_of_one_kind_share_a_lock(model):
     assert {item.verdict for item in verdicts.values()} == {"holds"}
 
 
+ALONE = {  # a thread that nobody meets: its body, what falls, and after how many steps
+    "it fails before it does anything": ("assert False", "assertion", 0),
+    "it fails at its only operation": ("await nosy.look()", "assertion", 1),
+    "it fails after an operation": ("await other.put()\n    assert False", "assertion", 1),
+    "it fails where it makes a choice": ("if await choose(2):\n        raise ValueError", "assertion", 0),
+    "it gives back what it has not": ("await lock.unlock()", "balance", 1),
+    "it gives back twice": ("await lock.lock('x')\n    await lock.unlock()\n    await lock.unlock()", "balance", 3),
+    "it ends with a lock": ("await lock.lock('x')", "balance", 1),
+    "it locks twice": ("await lock.lock('x')\n    await lock.lock('x')", "assertion", 2),
+}
+
+
+@pytest.mark.parametrize("beside", ["", PUTS], ids=["alone", "beside another"])
+@pytest.mark.parametrize("what", ALONE)
+def test_what_a_thread_does_that_nobody_meets_is_looked_at_too(model, what, beside):
+    body, prop, steps = ALONE[what]
+    nosy = NOSY % "assert False, 'no'"
+    verdicts = model(f"lock = Mutex()\n\n\n{nosy}{beside}@thread\nasync def mine():\n    {body}\n")
+    assert fallen(verdicts.values()) == {prop}
+    found = verdicts[prop].counterexample
+    assert found.trail.steps == steps
+    assert prop == "balance" or "mine: " in found.verdict
+
+
+def test_two_threads_that_lock_under_one_name_are_told_so(model):
+    """Else each would pass for the other, and their deadlock be none."""
+    locks = "    await {0}.lock('me')\n    await {1}.lock('me')\n    await {1}.unlock()\n    await {0}.unlock()\n"
+    threads = "".join(f"@thread\nasync def {a}{b}():\n{locks.format(a, b)}\n\n" for a, b in ("ab", "ba"))
+    found = model(f"a, b = Mutex(), Mutex()\n\n\n{threads}")["assertion"]
+    assert "'me' has this Mutex already" in found.counterexample.verdict
+    assert "mine.py" in found.counterexample.verdict
+
+
+def test_who_dies_with_a_lock_is_told_what_he_died_of(model):
+    text = "lock = Mutex()\n\n\n@thread\nasync def one():\n    await lock.lock('x')\n    await box.tkae()\n\n\n"
+    verdicts = model(text + WAITS.replace("waits", "two"), "assertion", "balance")
+    assert fallen(verdicts.values()) == {"assertion"}
+    assert "no attribute 'tkae'" in verdicts["assertion"].counterexample.verdict
+
+
 WRONG = {
     "no thread": ("", "there is no thread"),
     "a thread that is no coroutine": ("@thread\ndef one():\n    pass\n", "thread one: write async def one"),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from kickstand.explore.command import Refused, check_size
 from kickstand.explore.matrix import Matrix, explore, replay_token
 from kickstand.explore.question import Question
 from kickstand.explore.world.files import load, parse
@@ -143,6 +144,22 @@ def test_a_missing_file_and_broken_text_are_refused(tmp_path):
 def test_wrong_names_and_sizes_are_refused_before_anything_runs(cell):
     with pytest.raises(ScenarioError):
         Matrix(Question(**({"variants": ("sticky",), "behaviours": ("well",)} | cell)))
+
+
+@pytest.mark.parametrize("vcpus", ["", "vcpus: 2, "])
+def test_a_file_that_says_how_many_threads_there_are_is_believed(tmp_path, vcpus):
+    file = tmp_path / "mine.yaml"
+    region = "memory_regions: [{slot: 0, gpa: 0x1000, size: 0x1000}]"
+    file.write_text(f"vms: [{{{vcpus}{region}}}]\nvmms: [{{operations: [{{op: kick}}]}}]")
+    cells = list(Question(str(file), ("sticky",), ("well",), properties=("balance",)).split())
+    assert [cell.vcpus for cell in cells] == [(2 if vcpus else 1,)]
+    with pytest.raises(Refused, match="names its VMM threads: --vmms is for the built-in scenarios"):
+        check_size(str(file), None, 2)
+    if vcpus:
+        with pytest.raises(Refused, match="says how many vCPUs there are, 2: leave --vcpus out"):
+            check_size(str(file), 3, 1)
+    else:
+        check_size(str(file), 3, 1)
 
 
 @pytest.mark.slow

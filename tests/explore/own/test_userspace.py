@@ -3,12 +3,13 @@
 import pytest
 
 from kickstand.core.variants import variant
+from kickstand.explore.crowd.certificate import certify
 from kickstand.explore.decide import Decision, Effort
 from kickstand.explore.evidence.tokens import decode
 from kickstand.explore.matrix import replay_token
 from kickstand.explore.search.properties import PROPERTIES
 from kickstand.explore.world.cell import Cell
-from kickstand.explore.world.files import parse
+from kickstand.explore.world.files import oddities, parse
 from kickstand.explore.world.scenarios import ScenarioError
 from tests.long import either
 
@@ -111,6 +112,35 @@ def test_two_locks_in_two_orders_are_a_deadlock():
     ba = [op("lock", lock="b"), op("lock", lock="a"), op("unlock", lock="a"), op("unlock", lock="b")]
     assert "deadlock" in fallen(world(ab, handlers={"io": ba}, program=[["in", 128]]), properties=["deadlock"])
     assert fallen(world(ab, handlers={"io": ab}, program=[["in", 128]]), properties=["deadlock"]) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("handlers", [{}, {"io": [op("lock", lock="a"), op("lock", lock="a"), op("unlock", lock="a")]}])
+def test_who_takes_a_lock_twice_waits_for_himself(handlers):
+    twice = [op("lock", lock="a"), op("lock", lock="a"), op("unlock", lock="a"), op("unlock", lock="a")]
+    found = fallen(world([EMPTY] if handlers else twice, handlers=handlers, program=[["in", 128]]), "none")
+    assert "a.wait_turn" in found["deadlock"].text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["lock", "unlock"])
+def test_a_world_that_stands_still_at_once_is_certified_or_refused_and_no_more(operation):
+    cell = Cell(parse(world([op(operation, lock="a")], program=[["spin"]]), "made", 1), variant("none"), "well")
+    assert certify(cell, ["deadlock", "progress"]).certified
+
+
+def test_a_name_that_nobody_else_uses_is_noted():
+    """A misspelt lock excludes nobody, and a misspelt event comes never; both may be meant."""
+    mine = [op("lock", lock="bql"), op("wait", event="out"), op("unlock", lock="bql")]
+    right = world(mine, handlers={"eintr": [op("lock", lock="bql"), op("post", event="out"), op("unlock", lock="bql")]})
+    assert list(oddities(parse(right, "made", 1))) == []
+    slip = world(mine, handlers={"eintr": [op("lock", lock="bq1"), op("post", event="uot"), op("unlock", lock="bq1")]})
+    assert set(oddities(parse(slip, "made", 1))) == {
+        "only VMM uses the lock 'bql'",
+        "only CPU0 uses the lock 'bq1'",
+        "nobody posts the event 'out'",
+        "nobody waits for the event 'uot'",
+    }
 
 
 @pytest.mark.slow

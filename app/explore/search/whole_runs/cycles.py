@@ -55,7 +55,9 @@ def region(search: Search, words: Words, *, without: dict[int, int]) -> Region:
     if count > MAX_REGION:
         raise TooLargeError(f"loops are sought among at most {MAX_REGION} states, here are {count}")
     enabled = np.zeros((len(tables.threads), count), dtype=bool)
-    parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[np.int8], NDArray[Any]]] = []
+    none = np.empty(0, dtype=np.int32)  # where nobody can move
+    parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[np.int8], NDArray[Any]]]
+    parts = [(none, none, none.astype(np.int8), none)]
     for begin in range(0, count, CHUNK):
         chunk = words[begin : begin + CHUNK]
         if tables.reduction is not None:
