@@ -64,9 +64,9 @@ check: $(DEV) ## format, lint, types (the dashboard's too), import contracts, te
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(SHARED)
 	$(BIN)/python -m kickstand openapi | diff -u openapi.json - || { echo 'The API changed: run "make openapi".' >&2; exit 1; }
 
-cover: $(DEV) ## branch coverage of core and explore from their own tests, with a floor for each (minutes)
-	$(BIN)/python -m pytest -q --cov=kickstand.core --cov-branch --cov-fail-under=$(CORE_FLOOR) tests/core tests/conformance
-	$(BIN)/python -m pytest -q --cov=kickstand.explore --cov-branch --cov-fail-under=$(EXPLORE_FLOOR) tests/explore
+cover: $(DEV) ## branch coverage of core and explore from the tests that are about them, with a floor for each (minutes)
+	$(BIN)/python -m pytest -q -n $(WORKERS) $(SHARED) --cov=kickstand.core --cov-branch --cov-fail-under=$(CORE_FLOOR) tests/core tests/conformance tests/runtime
+	$(BIN)/python -m pytest -q -n $(WORKERS) $(SHARED) --cov=kickstand.explore --cov-branch --cov-fail-under=$(EXPLORE_FLOOR) tests/explore
 
 bench: $(DEV) ## run every benchmark and print one table (ARGS=--json: for machines)
 	@$(BIN)/python benchmarks/run.py $(ARGS)
