@@ -159,6 +159,25 @@ def test_a_signal_ends_a_run_that_waits_because_of_a_kick_or_the_run_ends_by_its
     assert run.run(1_000).result.errno == errno.EINTR
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_resume_without_a_kick_clears_nothing(name):
+    assert World(name, vcpus=2).resume() == 0
+
+
+@pytest.mark.parametrize("name", ["holds", "accel_blocker"])
+def test_the_window_of_a_process_that_waited_for_another_is_open_when_its_kick_returns(name):
+    world = World(name)
+    world.now(world.vm.kick_all_running_vcpus(world.vmm))
+    other = Announced(Task("other"))
+    kick = Thread(world.vm.kick_all_running_vcpus(other)).run()
+    assert kick.at == "blocked"
+    world.resume()
+    assert kick.run().result is True
+    assert world.vm.variant.open_windows == 1
+    assert world.now(world.vm.resume_all_kicked_vcpus(other)) == 1
+    assert world.vm.variant.open_windows == 0
+
+
 @pytest.mark.parametrize("name", [name for name in EVERY if name != "accel_blocker"])  # which waits before the ioctl
 def test_a_run_with_immediate_exit_does_not_wait_for_the_end_of_a_kick(name):
     world = World(name, RAM)

@@ -144,3 +144,19 @@ def test_a_write_between_get_and_delete_is_lost_without_a_kick_and_kept_with_one
     assert 0 in dirty(kept)
     assert kept.run_vcpu().run().result.errno == errno.EINTR
     assert dirty(kept) == ()  # nothing was written since, so the deletion loses nothing
+
+
+def test_a_log_that_is_cleared_by_hand_keeps_what_was_only_read():
+    world = logging_world([["write", 5 * PAGE, 1]])
+    world.vm.memslots.log_manually(manual=True, initially_set=False)
+    guest_writes(world, 1)
+    assert [dirty(world), dirty(world)] == [(5,), (5,)]
+    clear(world, 0, 64, [5])
+    assert dirty(world) == ()
+
+
+def test_a_log_that_is_to_start_full_does():
+    world = logging_world([["spin"]], flags=0)
+    world.vm.memslots.log_manually(manual=True, initially_set=True)
+    world.slot(0, 0, 130, 1)
+    assert dirty(world) == tuple(range(130))

@@ -8,6 +8,7 @@ from kickstand.core.arch.irq.message import Delivery, Message
 from kickstand.core.kvm_main import make_all_cpus_request
 from kickstand.core.shared.requests import Mode, Request, request_names
 from kickstand.core.uapi import MpState
+from kickstand.guests.script import ScriptGuest
 from tests.stepper import Thread, World
 
 
@@ -95,6 +96,44 @@ def test_an_interrupt_wakes_a_halted_vcpu_and_makes_it_runnable():
     run.run()
     assert world.vcpu().arch.mp_state is MpState.RUNNABLE
     assert world.vcpu().watched.state.value == "guest"
+
+
+@pytest.mark.parametrize("serves_it", [False, True], ids=["as a script", "as x86 code"])
+def test_an_interrupt_is_handed_over_once_and_in_service_until_its_handler_says_so(serves_it, monkeypatch):
+    world = World(program=[["hlt"], ["spin"]], irqchip=True)
+    vcpu, taken = world.vcpu(), []
+    monkeypatch.setattr(ScriptGuest, "handles_interrupts", serves_it)
+    vcpu.guest.interrupt = taken.append
+    run = world.run_vcpu().run()
+    world.now(vcpu.arch.accept(Message(0x40, dest=0)))
+    world.now(vcpu.kick())
+    run.run()
+    world.now(vcpu.kick())
+    run.run()
+    assert taken == [0x40]
+    assert vcpu.apic.irr == 0
+    assert bool(vcpu.apic.isr) == serves_it
+
+
+def test_an_interrupt_that_the_guest_would_not_take_leaves_it_asleep():
+    world = World(program=[["hlt"], ["spin"]], irqchip=True)
+    world.vcpu().guest.interrupts_allowed = lambda: False
+    run = world.run_vcpu().run()
+    world.now(world.vm.irq_line(4, 1))
+    run.run()
+    assert world.vcpu().arch.mp_state is MpState.HALTED
+    assert world.vcpu().task.sleeping
+
+
+def test_who_finds_an_interrupt_when_about_to_sleep_is_awake_to_the_next_kick():
+    world = World(program=[["hlt"], ["spin"]], irqchip=True)
+    run = world.run_vcpu().run_to("Task.set_interruptible")
+    world.now(world.vm.irq_line(4, 1))
+    run.run()
+    assert world.vcpu().watched.state.value == "guest"
+    kick = world.kick()
+    world.finish(kick, run)
+    assert run.result.errno == 4
 
 
 def test_an_nmi_wakes_a_halted_vcpu():

@@ -48,7 +48,7 @@ class Battery:
     def _lines(self, name: CellName) -> set[tuple[str, int]]:
         if name not in self.lines:
             with Lines(self.functions) as self.lines[name]:
-                name.learn()
+                self.verdicts[name] = name.verdicts()
         return self.lines[name]
 
     def before(self, judge: Judge) -> dict[str, str]:

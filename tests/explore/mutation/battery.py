@@ -20,9 +20,7 @@ from kickstand.core.run import run_page
 from kickstand.core.shared import requests, rwsem
 from kickstand.core.variants import variants
 from kickstand.explore.decide import Answer
-from kickstand.explore.learn.knowledge import Knowledge
 from kickstand.explore.matrix import explore
-from kickstand.explore.question import Question
 from tests.explore.mutation.mutants import Mutant, functions_of, mutants_of
 
 SIGNALS = str(Path(__file__).with_name("signals.yaml"))
@@ -31,7 +29,6 @@ QUIETLY = (
     *("-p", "no:terminal", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
 )
-STEPS = 4_000  # of the walk that shows which lines a cell runs
 ORDINARY = ("sticky", "holds")
 AROUND = {"__init__", "load", "state", "saved"}  # how objects are made and looked at, which is no protocol
 
@@ -50,12 +47,6 @@ class CellName:
         """The mistake may be one of this cell's variant, or one that all share."""
         where = mutant.function.__module__.rpartition("variants.")[2]
         return self.variant in ORDINARY or where == self.variant or (where == "holds" and self.variant == "inferred")
-
-    def learn(self) -> None:
-        """Run whatever a random walk meets."""
-        question = Question(self.scenario, (self.variant,), (self.behaviour,), (self.vcpus,), self.vmms)
-        (one,) = question.split()
-        Knowledge(one.cell(), steps=STEPS).close()
 
     def verdicts(self, properties: Sequence[str] = ()) -> dict[str, str]:
         """The verdict of each property, or of the named."""
