@@ -109,6 +109,7 @@ def test_a_kick_torn_down_after_any_operation_leaves_no_waiter_behind(name):
             kick.step()
         if not kick.done:
             kick.kill()
+            assert world.vm.variant.open_windows == 0
         world.resume()
         for _ in range(200):
             if not run.done:
@@ -221,6 +222,16 @@ def test_what_one_process_has_deleted_another_waits_for_before_it_deletes():
     assert other.run().done
     assert run.run().at == "blocked"  # now because of the other
     world.now(world.vm.variant.regions_done(Task("device")))
+    run.run_to("Memslots.guest_access")
+
+
+def test_a_thread_that_has_deleted_nothing_lets_nobody_go_on():
+    world = World("inferred", RAM, pages=2)
+    world.slot(0, 0, 0)
+    run = world.run_vcpu().run()
+    world.now(world.vm.variant.regions_done(Task("another", "vmm")))
+    assert run.run().at == "blocked"
+    world.now(world.vm.variant.regions_done(world.vmm))
     run.run_to("Memslots.guest_access")
 
 
