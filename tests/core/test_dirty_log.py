@@ -8,7 +8,7 @@ import pytest
 
 from kickstand.core.errors import KvmError
 from kickstand.core.uapi import NR_MEMSLOTS
-from tests.stepper import World
+from tests.stepper import Thread, World
 
 PAGE = 4096
 
@@ -160,3 +160,14 @@ def test_a_log_that_is_to_start_full_does():
     world.vm.memslots.log_manually(manual=True, initially_set=True)
     world.slot(0, 0, 130, 1)
     assert dirty(world) == tuple(range(130))
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["reading", "clearing"])
+def test_guests_that_remember_what_is_logged_are_told_after_it_is_forgotten(reads):
+    world = logging_world([["write", 5 * PAGE, 1]])
+    guest_writes(world, 1)
+    world.vm.flush_guests = True
+    get, clear_one = world.vm.get_dirty_log(0, world.vmm), world.vm.clear_dirty_log(0, 0, 64, None, world.vmm)
+    (clear_one if reads else get).close()
+    Thread(get if reads else clear_one).run_to("RequestBits.make")
+    assert not world.vm.memslots.dirty[0].copy()

@@ -115,6 +115,24 @@ def test_an_interrupt_is_handed_over_once_and_in_service_until_its_handler_says_
     assert bool(vcpu.apic.isr) == serves_it
 
 
+def test_a_guest_that_spins_is_interrupted_by_a_kick():
+    world = World(irqchip=True)
+    vcpu, taken = world.vcpu(), []
+    vcpu.guest.interrupt = taken.append
+    run = world.run_vcpu().run()
+    world.now(vcpu.arch.accept(Message(0x40, dest=0)))
+    world.now(vcpu.kick())
+    run.run()
+    assert taken == [0x40]
+
+
+def test_an_init_that_is_taken_away_again_resets_nobody():
+    world = World(vcpus=2, irqchip=True)
+    away = Message(0, dest=1, delivery=Delivery.INIT, level_triggered=True, assert_level=False)
+    world.now(world.vcpu(1).arch.accept(away))
+    assert world.now(world.vcpu(1).arch.events())[0] is False
+
+
 def test_an_interrupt_that_the_guest_would_not_take_leaves_it_asleep():
     world = World(program=[["hlt"], ["spin"]], irqchip=True)
     world.vcpu().guest.interrupts_allowed = lambda: False
