@@ -121,6 +121,13 @@ def test_every_quirk_has_a_reason_and_a_test_of_its_own():
     assert explained(scan, {"regs": {"rsi": 5, "rax": 0}}, high).name == "scan-of-zero"
     assert explained(scan, {"regs": {"rsi": 6, "rax": 0}}, high) is None
     assert explained(scan[2:], {"regs": {"rsi": 5, "rax": 0}}, high) is None
+    tables = {"preset": "long64", "changes": {"gdt": {"base": 0x80, "limit": 23}}}
+    for access, name in (("bb", "handler-unchecked"), ("93", "handler-unchecked"), ("9b", None)):
+        gate = [{"op": "arena", "args": {"name": "A", "size": 4096}}]
+        gate += [{"op": "write_host", "args": {"arena": "A", "offset": 0x80, "hex": "00" * 13 + access + "af00"}}]
+        gate += [{"op": "set_sregs", "args": {"vcpu": 0, **tables}}, {"op": "run", "args": {"vcpu": 0}}]
+        found = explained(parse_operations(gate), {"exit_reason": "SHUTDOWN"}, {"exit_reason": "HLT"})
+        assert (found and found.name) == name
     assert all(len(quirk.reason) > 40 for quirk in QUIRKS)
     names = {
         "run-without-memory",
@@ -130,6 +137,7 @@ def test_every_quirk_has_a_reason_and_a_test_of_its_own():
         "interpreted",
         "scan-of-zero",
         "nmi-behind-nmi",
+        "handler-unchecked",
     }
     assert {quirk.name for quirk in QUIRKS} == names
 

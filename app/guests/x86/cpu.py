@@ -21,7 +21,7 @@ from kickstand.guests.x86.emulated.paravirtual import Paravirtual
 from kickstand.guests.x86.memory.physical import PhysicalMemory
 from kickstand.guests.x86.snapshot import FORMAT, dump_events, dump_registers, load_events, load_registers
 from kickstand.guests.x86.state.debug import watches
-from kickstand.guests.x86.state.faults import NMI, UD
+from kickstand.guests.x86.state.faults import NMI
 from kickstand.guests.x86.state.model import Model
 from kickstand.guests.x86.state.registers import CpuState
 from kickstand.guests.x86.translated.translator import Translator
@@ -191,10 +191,8 @@ class X86Cpu(UserspaceSide):
         return None, count > 0
 
     def _trapped(self, stop: Stop) -> Exit | None:
-        if stop is Stop.ACCESS:
+        if stop in (Stop.ACCESS, Stop.INVALID):  # the engine does not know all that are instructions
             return self._emulator.step()
-        if stop is Stop.INVALID:
-            return self._emulator.deliver(Event(UD, exception=True))
         return self._emulator.raised(self._translator.engine.vector or 0)
 
     def _run_translated(self, count: int) -> Stop:

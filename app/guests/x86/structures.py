@@ -37,6 +37,7 @@ _SHADOWS = 3  # that and KVM_X86_SHADOW_INT_MOV_SS
 _SOFTWARE = (3, 4)  # INT3 and INTO: a guest that is still there raises them again
 _VALID_NMI, _VALID_SIPI, _VALID_SHADOW, _VALID_SMM = 1, 2, 4, 8
 _EXCEPTIONS = 32
+_LINEAR, _SIGN, _ALL = (1 << 48) - 1, 1 << 47, (1 << 64) - 1
 
 
 def get_fpu(state: CpuState) -> bytes:
@@ -215,10 +216,13 @@ class Structures:
     def translate(self, address: int) -> int | None:
         """The guest-physical address behind a linear one, for the kernel; None where there is none.
 
-        Without paging all 64 bits of it are the address (``nonpaging_gva_to_gpa``), whatever the guest could say.
+        Without paging all 64 bits of it are the address (``nonpaging_gva_to_gpa``), whatever the guest could say; with
+        four levels 48 bits are looked at.
         """
         if not self._state.cr[0] & CR0_PG:
             return address
+        if self._state.long_mode:
+            address = (address & _LINEAR ^ _SIGN) - _SIGN & _ALL
         try:
             return self._virtual.gpa(address, READ, user=False)
         except GuestFaultError:

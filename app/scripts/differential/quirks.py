@@ -26,6 +26,7 @@ class Quirk:
 
 
 BIT_SCAN = re.compile("0fb[cd]")
+ACCESS, SEGMENT, KERNEL_CODE = 8 + 5, 0x78, 0x18  # of the segment that the stories' gates name
 LOW_HALF = 0xFFFF_FFFF
 PIC_PORTS = frozenset((0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1))
 
@@ -75,6 +76,16 @@ def _scan_of_zero(operations: Sequence[Operation], emulator: dict[str, Any], dev
     return all(mine[name] in (theirs[name], theirs[name] & LOW_HALF) for name in mine)
 
 
+def _handler_unchecked(operations: Sequence[Operation], emulator: dict[str, Any], device: dict[str, Any]) -> bool:
+    if emulator.get("exit_reason") != "SHUTDOWN" or device.get("exit_reason") == "SHUTDOWN":
+        return False
+    changes: list[dict[str, Any]] = [getattr(step.args, "changes", None) or {} for step in operations]
+    tables = [change["gdt"] for change in changes if "gdt" in change]
+    written = {step.args.offset: step.args.hex for step in operations if isinstance(step.args, WriteHost)}
+    table = bytes.fromhex(written.get(tables[-1]["base"], "")) if tables else b""
+    return len(table) > ACCESS and table[ACCESS] & SEGMENT != KERNEL_CODE
+
+
 QUIRKS: tuple[Quirk, ...] = (
     Quirk(
         "run-without-memory",
@@ -121,6 +132,13 @@ QUIRKS: tuple[Quirk, ...] = (
         "behind that IRET; the recording machine's vendor module has no such window, so that it comes at the first "
         "entry after the guest's next exit, however many instructions later that is.",
         _nmi_behind_nmi,
+    ),
+    Quirk(
+        "handler-unchecked",
+        "A gate in ring 0 whose segment is not one of code, or of a lower privilege: #GP by the manuals of Intel and "
+        "AMD, and so a triple fault where every gate names it; the recording machine's vendor module delivers events "
+        "without these checks.",
+        _handler_unchecked,
     ),
 )
 

@@ -427,3 +427,30 @@ def test_a_table_in_a_logged_slot_is_logged_for_each_mark(engine):
     machine.poke(TABLES + 0x2008, struct.pack("<Q", HOLE | 3))
     assert machine.run() == HltExit()
     assert machine.slots.dirty == [HOLE] * 2
+
+
+@engines
+@pytest.mark.parametrize(("privilege", "exit"), [(0, HltExit()), (1, ShutdownExit()), (3, ShutdownExit())])
+@pytest.mark.parametrize("load", ["8ed0", "0fb223"], ids=["mov", "lss"])
+def test_a_null_stack_segment_has_the_privileges_of_the_code(engine, load, privilege, exit):
+    machine = Machine("long64", load + "f4", engine=engine, rax=privilege, rbx=0x6000)
+    machine.poke(0x6000, struct.pack("<IH", 0x7000, privilege))
+    assert machine.run() == exit
+    assert machine.cpu.special_registers()["ss"]["selector"] == (0 if exit == HltExit() else 16)
+
+
+@modes
+def test_the_other_code_of_test_is_one(mode, engine):
+    machine = Machine(mode, "b080" + "f6c880" + "f4", engine=engine)  # mov al, 0x80; test al, 0x80
+    assert machine.run() == HltExit()
+    assert (machine.reg("rflags"), machine.reg("rip")) == (0x82, ENTRY + 6)
+    machine.cpu.set_registers({"rip": ENTRY + 0x100, "rbx": HOLE, "rflags": 2})
+    machine.poke(ENTRY + 0x100, ("67" if mode == "real" else "") + "f60b01" + "f4")  # test byte [rbx], 1
+    assert machine.run() == MmioExit(HOLE, 1, is_write=False)
+    assert machine.run(b"\x02") == HltExit()
+    assert machine.reg("rflags") == 0x46
+
+
+@engines
+def test_test_is_not_locked(engine):
+    assert ends("prot32", "f0f60b01", engine, rbx=0x6000) == ShutdownExit()

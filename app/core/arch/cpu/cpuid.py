@@ -127,6 +127,12 @@ class Cpuid:
             return _LEAST_MAXPHYADDR
         return entry.eax & 0xFF
 
+    @property
+    def is_amd_compatible(self) -> bool:
+        """``guest_cpuid_is_amd_compatible``: AMD or Hygon."""
+        basic = self.find(0)
+        return basic is not None and (basic.ebx, basic.ecx, basic.edx) in (_VENDOR, _HYGON)
+
     def answer(self, function: int, index: int) -> tuple[int, int, int, int]:
         """EAX to EDX of the instruction (``kvm_cpuid``): zeros for a leaf that is not there."""
         entry = self.find(function, index) or self._out_of_range(function, index)
@@ -135,7 +141,7 @@ class Cpuid:
     def _out_of_range(self, function: int, index: int) -> Entry | None:
         """``get_out_of_range_cpuid_entry``: but with these two vendors a leaf beyond the last is the last basic one."""
         basic = self.find(0)
-        if basic is None or (basic.ebx, basic.ecx, basic.edx) in (_VENDOR, _HYGON):
+        if basic is None or self.is_amd_compatible:
             return None
         if _HYPERVISOR <= function < _HYPERVISOR + 0x1000_0000:
             kind = self.find(function & 0xFFFF_FF00)

@@ -284,8 +284,9 @@ def _check_microcode(value: int, old: int, of: Situation) -> int:
     return value if of.host else old
 
 
-def _check_aux(value: int, _old: int, _of: Situation) -> int:
-    return value & 0xFFFFFFFF
+def _check_aux(value: int, _old: int, of: Situation) -> int:
+    """AMD's CPUs drop the upper half, all others take it for reserved."""
+    return _must(of.cpuid.is_amd_compatible or value < 1 << 32, value & 0xFFFFFFFF)
 
 
 _CHECKS: dict[int, Callable[[int, int, Situation], int]] = {

@@ -12,7 +12,7 @@ ELCR_MASKS = (0xF8, 0xDE)  # inputs that can be level triggered
 STATE = struct.Struct("<16B")  # ``kvm_pic_state``
 FIELDS = (
     "last_irr", "irr", "imr", "isr", "priority_add", "irq_base", "read_isr", "poll", "special_mask", "init_state",
-    "auto_eoi", "rotate_on_auto_eoi", "fully_nested", "init4", "elcr",
+    "auto_eoi", "rotate_on_auto_eoi", "fully_nested", "init4", "elcr", "elcr_mask",
 )  # fmt: skip
 NONE = 8  # the priority of no input
 
@@ -28,7 +28,7 @@ class Chip:
         self.read_isr = self.poll = self.special_mask = 0
         self.init_state = self.init4 = 0
         self.auto_eoi = self.rotate_on_auto_eoi = self.fully_nested = 0
-        self.elcr = 0
+        self.elcr, self.elcr_mask = 0, ELCR_MASKS[number]
         self.ended: list[int] = []  # inputs whose service has ended, until ``Pic.take_ended``
 
     def set_input(self, pin: int, *, high: bool) -> int:
@@ -147,11 +147,11 @@ class Chip:
 
     def saved(self) -> bytes:
         """KVM_GET_IRQCHIP."""
-        return STATE.pack(*self.state(), ELCR_MASKS[self.number])
+        return STATE.pack(*self.state())
 
     def restore(self, state: bytes) -> None:
         """KVM_SET_IRQCHIP."""
-        self.load(STATE.unpack_from(state)[:-1])
+        self.load(STATE.unpack_from(state))
 
 
 class Pic:
@@ -238,8 +238,8 @@ class Pic:
     def write(self, port: int, value: int) -> None:
         """OUT of one byte."""
         if port in ELCR_PORTS:
-            number = ELCR_PORTS[port]
-            self.chips[number].elcr = value & ELCR_MASKS[number]
+            chip = self.chips[ELCR_PORTS[port]]
+            chip.elcr = value & chip.elcr_mask
             return
         number, register = PORTS[port]
         chip = self.chips[number]

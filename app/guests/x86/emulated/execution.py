@@ -15,6 +15,7 @@ from kickstand.guests.x86.emulated.decoding.decode import (
     Instruction,
     Shape,
     as_load,
+    as_test,
     decode,
     is_repeated_string,
     is_undefined,
@@ -143,7 +144,8 @@ class Execution:
             return self.deliver(Event(DB, exception=True, return_rip=self._state.rip + len(seen.prefixes) + 1))
         instruction = decode(code, self._state.bits)
         if instruction is None or instruction.compares_strings:
-            return self._load_table(code, seen) if seen.loads_table else self._execute(code, [])
+            checked = seen.loads_table or seen.loads_stack
+            return self._load_checked(code, seen) if checked else self._execute(code, [])
         if instruction.is_string:
             return self._string_io(instruction, code)
         if instruction.is_port:
@@ -169,7 +171,7 @@ class Execution:
             after_iret(self._state, rsp)
         return exit
 
-    def _load_table(self, code: bytes, seen: Shape) -> Exit | None:
+    def _load_checked(self, code: bytes, seen: Shape) -> Exit | None:
         before = CpuState.from_buffer_copy(self._state)
         exit = self._execute(code, [])
         after_load(self._state, before, seen)
@@ -202,7 +204,7 @@ class Execution:
         self._state.set_resume(repeating=False)
         flush = as_load(code, self._state.bits)
         kept = list(self._state.gpr) if flush else None
-        bare = flush or without_lock(code, self._state.bits)
+        bare = flush or as_test(code, self._state.bits) or without_lock(code, self._state.bits)
         step = shared_stepper().step(self._state, self.virtual, bare, reads, self._read_first(code))
         reason = step.interruption
         if self._model.debug.steps or watches(self._state.dr[7]):

@@ -58,6 +58,8 @@ _STOPS = (
 )
 _LONG_STOPS = (
     rb"|\xc5|\xc4(?!" + _BMI + rb")"
+    # MOV to SS and LSS there, which may load a null selector,
+    rb"|\x8e(?=[\x10-\x17\x50-\x57\x90-\x97\xd0-\xd7]|\Z)|\x0f\xb2"
     # LGDT and LIDT there, whose base has to be an address,
     rb"|\x0f\x01(?=[\x10-\x1f\x50-\x5f\x90-\x9f]|\Z)"
 )

@@ -42,7 +42,8 @@ _MODIFY_GROUPS = {
     0x80: range(7), 0x81: range(7), 0x82: range(7), 0x83: range(7), 0xF6: (2, 3), 0xF7: (2, 3), 0xFE: (0, 1),
     0xFF: (0, 1), 0x0FBA: (5, 6, 7), 0x0FC7: (1,),
 }  # fmt: skip
-_UNARY, _NEG, _REGISTERS = (0xF6, 0xF7), 3, 0xC0
+_UNARY, _TEST, _NEG, _REGISTERS = (0xF6, 0xF7), 1, 3, 0xC0
+_MOV_SEGMENT, _LSS, _STACK_SEGMENT = 0x8E, 0x0FB2, 2
 _ALIGNED = frozenset((0x0F28, 0x0F29, 0x0F2B))
 _ALIGNED_INTEGER = frozenset((0x0F6F, 0x0F7F, 0x0FE7))  # without the prefix they move 8 bytes of MMX
 _LOAD_BYTE = b"\x0f\xb6"
@@ -213,6 +214,11 @@ class Shape:
         return self.is_load_task or (self.opcode == _GROUP7 and self.on_memory and self.extension in _TABLES)
 
     @property
+    def loads_stack(self) -> bool:
+        """MOV to SS, LSS."""
+        return self.opcode == _LSS or (self.opcode == _MOV_SEGMENT and self.extension == _STACK_SEGMENT)
+
+    @property
     def pushes_selector(self) -> bool:
         """PUSH of a segment register that takes 32 bits on the stack."""
         wide = (self.bits == 16) == (_OPERAND_SIZE in self.prefixes)  # noqa: PLR2004 - 16-bit code
@@ -245,6 +251,15 @@ def without_lock(code: bytes, bits: int) -> bytes:
     if not seen.is_locked_neg:
         return code
     return seen.prefixes.replace(b"\xf0", b"\xf3") + code[len(seen.prefixes) :]
+
+
+def as_test(code: bytes, bits: int) -> bytes | None:
+    """F6 /1 and F7 /1, which no manual of Intel's has, as the TEST that they are; None for everything else."""
+    seen = shape(code, bits)
+    if seen.opcode not in _UNARY or seen.extension != _TEST:
+        return None
+    at = len(seen.prefixes) + 1
+    return code[:at] + bytes([code[at] & ~(_TEST << 3)]) + code[at + 1 :]
 
 
 def as_load(code: bytes, bits: int) -> bytes | None:

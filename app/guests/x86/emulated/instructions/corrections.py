@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 from kickstand.core.arch.cpu.msrs import is_canonical
 from kickstand.guests.x86.emulated.decoding.decode import FAR_RETURNS, Shape, shape
 from kickstand.guests.x86.state.faults import GP, GuestFaultError
-from kickstand.guests.x86.state.registers import CR0_PE, RSP
+from kickstand.guests.x86.state.registers import CR0_PE, RSP, STATE_SIZE
+from kickstand.guests.x86.state.segments import SS
 
 if TYPE_CHECKING:
     from kickstand.guests.x86.emulated.instructions.stepper import Step
     from kickstand.guests.x86.memory.virtual import VirtualMemory
     from kickstand.guests.x86.state.registers import CpuState
 
-_LONG = 64
+_LONG, _RPL = 64, 3
 _SHORT_INTERRUPTS = {3: 0xCC, 4: 0xCE}
 _AVAILABLE_TASKS, _BUSY = (1, 9), 1 << 9
 
 
 def after_load(state: CpuState, before: CpuState, seen: Shape) -> None:
-    """LTR, LGDT, LIDT: the engine takes a base that is no address of 64-bit code."""
+    """LTR, LGDT, LIDT: the engine takes a base that is no address of 64-bit code; MOV to SS, LSS."""
     if seen.is_load_task:
         _after_ltr(state, before)
+    elif seen.loads_stack:
+        _after_ss(state, before)
     elif state.bits == _LONG and not (is_canonical(state.gdt.base) and is_canonical(state.idt.base)):
         state.gdt, state.idt, state.rip = before.gdt, before.idt, before.rip
         raise GuestFaultError(GP)
@@ -35,6 +39,14 @@ def _after_ltr(state: CpuState, before: CpuState) -> None:
         raise GuestFaultError(GP)
     if state.tr.flags >> 8 & 0xF in _AVAILABLE_TASKS:
         state.tr.flags |= _BUSY
+
+
+def _after_ss(state: CpuState, before: CpuState) -> None:
+    """64-bit code may have a null selector there, but the engine takes one that asks for other privileges, too."""
+    selector = state.segment[SS].selector
+    if state.bits == _LONG and selector != before.segment[SS].selector and selector <= _RPL and selector != state.cpl:
+        ctypes.memmove(ctypes.addressof(state), ctypes.addressof(before), STATE_SIZE)
+        raise GuestFaultError(GP)
 
 
 def after_iret(state: CpuState, rsp: int) -> None:
