@@ -16,6 +16,7 @@ from kickstand.core.run.exits import HltExit, IoExit
 from kickstand.guests.x86.emulated.instructions.stepper import Stepper
 from kickstand.guests.x86.translated import nested_walk
 from kickstand.guests.x86.translated.translator import Translator
+from kickstand.guests.x86.translated.unicorn_engine import Engine
 from tests.guests.x86.test_exits import Machine
 from tests.guests.x86.test_rewritten_code import rel, run
 
@@ -159,6 +160,21 @@ def test_code_that_the_host_rewrote_is_gone_when_the_guest_stores_beside_it(engi
     machine.cpu.set_registers({"rip": START + 0x1000})
     assert machine.run() == HltExit()
     assert machine.reg("rbx") == 6
+    machine.cpu.close()
+
+
+@pytest.mark.parametrize("engine", ["precise", "fast"])
+def test_a_block_that_is_cut_in_two_is_searched_as_before(engine, monkeypatch):
+    """What is behind decides whether the last byte of the first half could begin an instruction."""
+    translated, real = [], Engine._translated
+    monkeypatch.setattr(
+        Engine, "_translated", lambda self, _, block, *more: translated.append(1) or real(self, _, block, *more)
+    )
+    code = "a300380000" + "eb00" + "89c1" + "e492" + "e2f3" + "f4"  # 1: mov [0x3800], eax; jmp 2f; 2: mov ecx, eax; in
+    machine = Machine("prot32", code, engine=engine, entry=START, rax=5)
+    machine.run()
+    assert machine.reg("rip") == START + 9
+    assert len(translated) < 20
     machine.cpu.close()
 
 

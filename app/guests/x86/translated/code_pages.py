@@ -108,9 +108,9 @@ class CodePage:
         The page is searched as a whole when it is first asked about, but for one that changes while it is executed.
         """
         if self.mixed:
-            part = self.content[within.start : within.stop]
+            part = self.content[within.start : within.stop + _LONGEST]  # what comes behind decides about the last
             found = find_stops(part, long_mode=long_mode, window=window, counted=counted)
-            return [within.start + offset for offset in found]
+            return [within.start + offset for offset in found if offset < len(within)]
         kind = long_mode, window
         if kind not in self.found:
             self.found[kind] = find_stops(self.content, long_mode=long_mode, window=window, counted=counted)

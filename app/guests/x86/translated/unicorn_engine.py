@@ -293,6 +293,7 @@ class Engine:
             self._set_stops(())
             return
         self._uc.ctl_remove_cache(block.pc, block.pc + 1)
+        stops = [*self._obeyed, *stops]  # more each time, so that this ends
         if self._counting:
             self._set_stops(stops)
             self._uc.reg_write(x86_const.UC_X86_REG_RIP, self._uc.reg_read(x86_const.UC_X86_REG_RIP))  # come again
