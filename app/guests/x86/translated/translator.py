@@ -272,7 +272,7 @@ class Translator:
             self._memory.note_dirty(found.gpa)
         elif not (found.writable and self._freely_writable(found.gpa, host)):
             return host, CAN_READ
-        self._note(self._code.note_writable, page, host)
+        self._note(self._code.note_writable, page, host, state)
         return host, CAN_READ | CAN_WRITE
 
     def _fill_code(self, page: int, gpa: int, host: int, state: CpuState) -> tuple[int, int] | None:
@@ -281,7 +281,7 @@ class Translator:
         if not self._code.fetched(page, gpa, host, long_mode=state.long_mode):
             self._changed.add(host)  # the run ends, what was translated from it goes, and the run goes on from there
             return None
-        self._note(self._code.note_executable, page, host)
+        self._note(self._code.note_executable, page, host, state)
         return host, CAN_READ | CAN_EXECUTE
 
     def _fill_mixed(self, page: int, gpa: int, host: int, state: CpuState) -> tuple[int, int] | None:
@@ -302,9 +302,9 @@ class Translator:
             return self._mmu is not None and bool(self._mmu.translate(page, FETCH, user=state.cpl == 3))  # noqa: PLR2004 - ring 3
         return False
 
-    def _note(self, note: Callable[[int, object], bool], page: int, host: int) -> None:
+    def _note(self, note: Callable[[int, object], bool], page: int, host: int, state: CpuState) -> None:
         """Keep pages from being writable and executable at once."""
-        key = page, self.engine.state.rights
+        key = page, state.rights
         if note(host, key):
             self._flush_tlb()
             note(host, key)
