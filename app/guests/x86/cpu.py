@@ -65,7 +65,8 @@ class X86Cpu(UserspaceSide):
         self._emulator = self._make_emulator(Events())
 
     def _make_emulator(self, events: Events) -> Emulator:
-        emulator = Emulator(self._state, self._memory, events, self._model, self._translator.flush_tlb)
+        translator = self._translator
+        emulator = Emulator(self._state, self._memory, events, self._model, translator.flush_tlb, translator.mmu)
         emulator.msrs.written = self._paravirtual.written
         return emulator
 

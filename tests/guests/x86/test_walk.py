@@ -3,9 +3,11 @@
 import struct
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
+from kickstand.core.arch.cpu.cpuid import SUPPORTED
 from kickstand.core.run.exits import HltExit, IoExit, MmioExit
 from kickstand.guests.x86.emulated.emulator import Emulator
 from kickstand.guests.x86.memory.physical import PhysicalMemory
@@ -217,3 +219,46 @@ def test_a_root_that_the_engine_would_take_is_not_given_to_it(monkeypatch, place
     machine.cpu.set_special_registers(special_registers("long64"))
     machine.run()
     assert not walking(machine)
+
+
+def without_large_pages():
+    """The CPUID of a CPU that knows no pages of 1 GiB."""
+    return [
+        replace(entry, edx=entry.edx & ~(1 << 26)) if entry.function == 0x80000001 else entry for entry in SUPPORTED
+    ]
+
+
+@engines
+@pytest.mark.parametrize("large", [False, True])
+def test_a_cpu_without_large_pages_is_walked_by_the_engine_unless_tables_have_one(engine, large):
+    """The engine would take the entry, for which the CPU has a page fault."""
+    machine, ram = machine_with_memory(engine)
+    machine.cpu.set_cpuid(without_large_pages())
+    if large:
+        machine.poke(TABLES + 0x1008, struct.pack("<Q", 0xE3))  # the second GiB is the first
+    while (exit := machine.cpu.run(0 if engine == "fast" else 1000)) is None:
+        assert not (large and walking(machine))
+    assert exit == HltExit()
+    assert ram.bytes[::4096] == b"\x5a" * PAGES
+    assert large == (machine.cpu._translator._walk._tables is None)
+
+
+@engines
+def test_tables_found_in_one_address_space_are_looked_at_again_when_it_comes_back(monkeypatch, engine):
+    monkeypatch.setattr(nested_walk, "NEEDED", 1 << 30)
+    # mov eax, [rdi]; mov cr3, r9; mov ebx, [rdi]; mov [rsi], r10; mov cr3, r8; mov ecx, [rdi]; hlt
+    code = "8b07" + "410f22d9" + "8b1f" + "4c8916" + "410f22d8" + "8b0f" + "f4"
+    other, at = 0xC000, 16 * MIB  # a second set of tables, and where both map two MiB
+    machine = Machine("long64", code, engine=engine, rdi=at, r8=TABLES, r9=other, rsi=TABLES + 0x2000 + (at >> 21) * 8)
+    for offset in (0, 0x1000):
+        machine.poke(other + offset, struct.pack("<Q", other + offset + 0x1063))
+    machine.poke(other + 0x2000, machine.peek(TABLES + 0x2000, 0x1000))
+    rams = [Ram(2 * MIB) for _ in range(3)]
+    for number, ram in enumerate(rams):
+        machine.slots.put(at + number * 2 * MIB, ram)
+        ram.bytes[:4] = struct.pack("<I", number)
+    machine.poke(other + 0x2000 + (at >> 21) * 8, struct.pack("<Q", at + 2 * MIB | 0xE3))
+    for first in (0, 2):
+        machine.cpu.set_registers({"rip": ENTRY, "r10": at + 4 * MIB | 0xE3})
+        assert machine.run() == HltExit()
+        assert [machine.reg(name) for name in ("rax", "rbx", "rcx")] == [first, 1, 2]

@@ -65,10 +65,16 @@ class Execution:
     """Executes single instructions for one CPU, with KVM's exits."""
 
     def __init__(
-        self, state: CpuState, memory: PhysicalMemory, events: Events, model: Model, changed: Callable[[], None]
+        self,
+        state: CpuState,
+        memory: PhysicalMemory,
+        events: Events,
+        model: Model,
+        changed: Callable[[], None],
+        mmu: Mmu | None = None,
     ) -> None:
         self._state = state
-        self.virtual = VirtualMemory(memory, Mmu(memory, state, model), state)
+        self.virtual = VirtualMemory(memory, mmu or Mmu(memory, state, model), state)
         self._ports = Ports(state, self.virtual)
         self._repeated = Repeated(state, self._ports)
         self._delivery = Delivery(state, self.virtual)

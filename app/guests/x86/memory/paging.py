@@ -41,6 +41,7 @@ _GLOBAL = 1 << 8
 _CANONICAL_BITS = 47
 _ENGINE_BITS = 40
 _PSE36_RESERVED = 0x3E0000
+_MOST_FOUND = 8  # address spaces whose tables are remembered
 
 
 @dataclass(slots=True)  # not frozen, which is slow to make, and each miss makes one
@@ -64,6 +65,7 @@ class _Known:
 
     path: list[tuple[ctypes.c_uint64, int]]
     rights: int
+    never: bool  # one of them has NX
 
     def is_current(self) -> bool:
         """True if the entries are as they were."""
@@ -92,12 +94,13 @@ class _Large(_Known):
     dirty: bool
 
 
-def _common(entries: list[_Entry], hosts: list[int | None]) -> tuple[int, list[tuple[ctypes.c_uint64, int]]]:
-    """The rights that these entries leave, and where they are."""
-    rights = _WRITABLE | _USER
+def _common(entries: list[_Entry], hosts: list[int | None]) -> tuple[list[tuple[ctypes.c_uint64, int]], int, bool]:
+    """Where these entries are, the rights that they leave, and whether one has NX."""
+    rights, never = _WRITABLE | _USER, False
     for entry in entries:
         rights &= entry.value
-    return rights, [(_word(host or 0), entry.value) for entry, host in zip(entries, hosts, strict=False)]
+        never |= bool(entry.value & _NX)
+    return [(_word(host or 0), entry.value) for entry, host in zip(entries, hosts, strict=False)], rights, never
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ _LEGACY = _Levels((22, 12), 10, 4, 0xFFFFF000)
 def walks_alike(state: CpuState, model: Model, memory: PhysicalMemory) -> bool:
     """True if the engine's own walk finds no less reserved than ``Mmu``, going by what the root has now.
 
-    It takes 40 bits of guest-physical address, 1 GiB pages and the global bit everywhere.
+    It takes 40 bits of guest-physical address, and 1 GiB pages and the global bit everywhere.
     """
     if not state.cr[0] & CR0_PG:
         return True
@@ -132,11 +135,12 @@ def walks_alike(state: CpuState, model: Model, memory: PhysicalMemory) -> bool:
     if not state.long_mode:
         return True
     root = memory.read(state.cr[3] & _FRAME, PAGE)
-    if not model.cpuid.has(Feature.GBPAGES) or _has_reserved(root, 8, _GLOBAL, 0):
+    if _has_reserved(root, 8, _GLOBAL, 0):
         return False
+    reserved = _GLOBAL if model.cpuid.has(Feature.GBPAGES) else _GLOBAL | _LARGE
     entries = memoryview(root or b"").cast("Q")
     return not any(
-        _has_reserved(memory.read(entry & _FRAME, PAGE), 8, _GLOBAL, 0) for entry in entries if entry & _PRESENT
+        _has_reserved(memory.read(entry & _FRAME, PAGE), 8, reserved, 0) for entry in entries if entry & _PRESENT
     )
 
 
@@ -147,24 +151,38 @@ def _has_reserved(table: bytes | None, size: int, reserved: int, unless: int) ->
 
 
 class Mmu:
-    """Translates virtual pages with the control registers of one CPU."""
+    """Translates virtual pages with the control registers of one CPU.
+
+    It remembers the tables that walks have found, if somebody calls ``registers_change``. The entries that lead to a
+    table are compared at each use, so that a guest may change them.
+    """
 
     def __init__(self, memory: PhysicalMemory, state: CpuState, model: Model) -> None:
         self._memory = memory
         self._state = state
         self._model = model
         self._tables: dict[int, _Known] | None = None
+        self._version = -1  # of the slots, when they were found
+        self._found: dict[object, dict[int, _Known]] = {}  # by what they were found under; the latest is the last
+        self._remembers = False
 
-    def remember_tables(self) -> None:
-        """Forget the tables that were found, and remember those that are found from now on.
+    def registers_change(self) -> None:
+        """Control registers or CPUID: tables that were found under the same ones count again."""
+        self._remembers, self._tables = True, None
 
-        To be called again after each change of control registers, CPUID or slots. The entries that lead to a table
-        are compared at each use, so that a guest may change them.
-        """
-        self._tables = {}
+    def _recall(self) -> None:
+        state = self._state
+        key = state.cr[0], state.cr[3], state.cr[4], state.efer, self._memory.version, self._model.cpuid
+        self._tables = self._found.pop(key, {})
+        self._found[key] = self._tables
+        self._version = self._memory.version
+        if len(self._found) > _MOST_FOUND:
+            del self._found[next(iter(self._found))]
 
     def translate(self, address: int, access: int, *, user: bool) -> Page:
         """Return the page of ``address``; raises the guest's #PF or #GP."""
+        if self._remembers and (self._tables is None or self._version != self._memory.version):
+            self._recall()
         if self._tables:
             known = self._tables.get(address >> 21)
             page = self._by_known(known, address, access, user=user) if known and known.is_current() else None
@@ -178,20 +196,26 @@ class Mmu:
             return self._by_table(known, address, access, user=user)
         assert isinstance(known, _Large)
         rights = known.rights
-        if access == FETCH or (rights & _USER and not user and self._state.cr[4] & CR4_SMAP):
-            return None  # NX, SMEP, SMAP: the walk knows
-        if user and not rights & _USER:
+        if not self._is_simple(access, rights, user=user) or (access == FETCH and known.never):
             return None
         writable = known.dirty and (bool(rights & _WRITABLE) or (not user and not self._state.cr[0] & CR0_WP))
         if access == WRITE and not writable:
             return None
         return Page(known.frame | address & _IN_LARGE, writable=writable)
 
+    def _is_simple(self, access: int, rights: int, *, user: bool) -> bool:
+        """False where a page is not the user's, or SMEP or SMAP has a say: the walk knows."""
+        if not rights & _USER:
+            return not user
+        return user or not self._state.cr[4] & (CR4_SMEP if access == FETCH else CR4_SMAP)
+
     def _by_table(self, table: _Table, address: int, access: int, *, user: bool) -> Page | None:
         index = address >> 12 & 0x1FF
         value = table.entries[index]
         rights = value & table.rights
-        if not value & _PRESENT or value & table.reserved or (user and not rights & _USER):
+        if not value & _PRESENT or value & table.reserved or not self._is_simple(access, rights, user=user):
+            return None
+        if access == FETCH and (table.never or value & _NX):
             return None
         writable = bool(rights & _WRITABLE) or (not user and not self._state.cr[0] & CR0_WP)
         if access == WRITE:
@@ -200,8 +224,6 @@ class Mmu:
             marked = value | _ACCESSED | _DIRTY
         else:
             marked = value | _ACCESSED
-        if access == FETCH or (rights & _USER and not user and self._state.cr[4] & CR4_SMAP):
-            return None  # NX, SMEP, SMAP: the walk knows
         if marked != value:
             table.entries[index] = marked
             if not table.noted:
@@ -224,11 +246,11 @@ class Mmu:
         hosts = [memory.resolve(entry.gpa, write=False) for entry in entries]
         if self._tables is None or segment is None or segment.readonly or None in hosts:
             return
-        rights, upper = _common(entries[:-1], hosts)
+        common = _common(entries[:-1], hosts)
         start = (hosts[-1] or 0) & PAGE_MASK
         reserved = self._reserved(12, levels, large=False)
         self._tables[address >> 21] = _Table(
-            upper, rights, reserved, (ctypes.c_uint64 * 512).from_address(start), start, entries[-1].gpa & PAGE_MASK
+            *common, reserved, (ctypes.c_uint64 * 512).from_address(start), start, entries[-1].gpa & PAGE_MASK
         )
 
     def _remember_large(self, address: int, entries: list[_Entry]) -> None:
@@ -236,9 +258,9 @@ class Mmu:
         hosts = [self._memory.resolve(entry.gpa, write=False) for entry in entries]
         if self._tables is None or None in hosts or not all(entry.value & _ACCESSED for entry in entries):
             return
-        rights, path = _common(entries, hosts)
         leaf = entries[-1].value
-        self._tables[address >> 21] = _Large(path, rights, leaf & _FRAME & ~_IN_LARGE, dirty=bool(leaf & _DIRTY))
+        frame, dirty = leaf & _FRAME & ~_IN_LARGE, bool(leaf & _DIRTY)
+        self._tables[address >> 21] = _Large(*_common(entries, hosts), frame, dirty)
 
     def _translate(self, address: int, access: int, *, user: bool) -> Page:
         state = self._state

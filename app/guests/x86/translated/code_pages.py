@@ -71,6 +71,7 @@ _LONG_PREFIXES = _PREFIXES | frozenset(range(0x40, 0x50))
 _TWO_BYTE = b"\x0f"
 _LONGEST = 15  # bytes of an instruction
 _MOST_STORES = 16  # to data on a page of code, after which its code goes: it costs as much as ten of them
+_at = (ctypes.c_char * PAGE).from_address
 
 
 @dataclass(slots=True)
@@ -93,7 +94,7 @@ class CodePage:
 
     def take_data(self, host: int) -> bool:
         """Go on with the bytes that are there now. False: others than those were translated."""
-        now = ctypes.string_at(host, PAGE)
+        now = _at(host).raw
         if now == self.content:
             return True
         if (int.from_bytes(now, "little") ^ int.from_bytes(self.content, "little")) & self.translated:
@@ -206,7 +207,7 @@ class CodePages:
         """Code of this page is about to be translated or executed. False: other bytes than those were translated."""
         page = self._pages.setdefault(host, CodePage(b""))
         if not page.content:
-            page.content = ctypes.string_at(host, PAGE)
+            page.content = _at(host).raw
         elif not page.take_data(host):
             return False
         page.gpa = gpa
@@ -220,10 +221,10 @@ class CodePages:
         """
         page = self._pages.setdefault(host, CodePage(b""))
         if not page.content:
-            page.content = ctypes.string_at(host, PAGE)
+            page.content = _at(host).raw
         elif not page.take_data(host):
             self._doubtful.add(host)
-            page.content = ctypes.string_at(host, PAGE)
+            page.content = _at(host).raw
             page.found.clear()
         page.gpa = gpa
         self._mappings[virtual] = page, long_mode

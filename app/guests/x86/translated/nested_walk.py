@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MOST_FILLS = 64
 """Misses after which a run that counts ends early: they cost as much as a thousand instructions each."""
 MOST_PAGES = 256  # of code that are compared at each entry
+_FORGIVEN = 16  # of them with each run that counts: an address space that is changed often is short runs
 _DENSE_NS = 10_000_000
 NEEDED = 1
 """How often so many misses have to come close together, at first; twice as often after it did not go well."""
@@ -76,7 +77,7 @@ class NestedWalk:
     def run_begins(self) -> None:
         """Count misses from here, where runs count."""
         if self._counted:
-            self._fills_left = MOST_FILLS
+            self._fills_left = min(self._fills_left + _FORGIVEN, MOST_FILLS)
         elif self._fills_left == MOST_FILLS:
             self._first_fill_ns = time.perf_counter_ns()
 

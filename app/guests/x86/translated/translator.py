@@ -41,11 +41,11 @@ _MAX_CODE_PAGES = 4096
 # page is translated anew each time, and so is (about a kilobyte) what a counted run is left in the middle of: without
 # a limit either fills a gigabyte. Forgetting costs about a millisecond.
 _MAX_FORGOTTEN = 256
-_MAX_RUNS = 512
+_MAX_RUNS = 1 << 14
 _MAX_BLOCKS = 16_384  # of pages that are stored to while they are executed
 # A guest that rewrites the page it is in has it searched again and again, and each time the engine counts from zero.
 _MAX_SEARCHES = 8
-_MAX_COMPARED = 64  # pages; beyond that it is cheaper to have them fetched again
+_MAX_COMPARED = 256  # pages; beyond that it is cheaper to have them fetched again
 _KINDS = {FILL_FETCH: FETCH, FILL_WRITE: WRITE}
 _OF_ONE_ENGINE = "breakpoints"  # pointers
 
@@ -87,6 +87,11 @@ class Translator:
             raise RuntimeError("this CPU has not run yet")
         return self._engine
 
+    @property
+    def mmu(self) -> Mmu | None:
+        """What translates; there is one after ``attach``."""
+        return self._mmu
+
     def attach(self, state: CpuState) -> CpuState:
         """Take an engine and move the registers into it; what is the engine's own stays as it was made."""
         self._engine = engine = ENGINES.take()
@@ -94,6 +99,7 @@ class Translator:
             if not name.startswith("_") and name != _OF_ONE_ENGINE:
                 setattr(engine.state, name, getattr(state, name))
         self._mmu = Mmu(self._memory, engine.state, self._model)
+        self._mmu.registers_change()
         engine.on_fill, engine.find_stops = self._fill, self._stops_in
         self._version = -1
         return engine.state
@@ -133,6 +139,8 @@ class Translator:
     def flush_tlb(self) -> None:
         """Control registers were set from outside."""
         self._stale_tlb = True
+        if self._mmu is not None:
+            self._mmu.registers_change()
 
     def watch_window(self, wanted: bool) -> None:
         """Also stop before instructions that may allow interrupts."""
@@ -208,8 +216,6 @@ class Translator:
     def _flush_tlb(self) -> None:
         self.engine.flush_tlb()
         self._tlb_flushed()
-        if self._stale_tlb and self._mmu is not None:
-            self._mmu.remember_tables()
         self._stale_tlb = False
 
     def _tlb_flushed(self) -> None:
