@@ -91,7 +91,7 @@ def test_a_stopped_program_goes_on_where_it_was(spinning):
     process, program = spinning
     os.kill(program, signal.SIGSTOP)
     os.kill(program, signal.SIGCONT)
-    # KVM_RUN answers EINTR to a stop, as to every signal; Python issues it again.
+    # KVM_RUN answers EINTR to a stop, as to every signal, and the program issues it again.
     time.sleep(0.1)
     assert process.poll() is None
     assert not gone(program, 0.1)

@@ -149,7 +149,8 @@ class Running:
                 )
             go_on(call, vcpu)
         except Exception as error:  # noqa: BLE001  nobody else would hear of it
-            self._listener.answer(call, -1, _errno_of(error))
+            # A program that is killed meanwhile has no memory any more, and nobody to answer to.
+            self._listener.answer(call, -1, _errno_of(error) if space.process.alive else errno.ESRCH)
         finally:
             vcpu.end_if_unused()
 

@@ -12,7 +12,10 @@ vm.region(0, 0, 0x2000, address_of(ram))
 vcpu = Vcpu(vm)
 vcpu.start_at(0x1000)
 print("entering", flush=True)
-try:
-    vcpu.run()
-except OSError as error:
-    sys.exit(error.errno)
+while True:
+    try:
+        vcpu.run()
+    except InterruptedError:  # a signal that did nothing else, as one that stops the program
+        continue
+    except OSError as error:
+        sys.exit(error.errno)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST_FILLS = 64
 """Misses after which a run that counts ends early: they cost as much as a thousand instructions each."""
-MOST_PAGES = 256  # of code that are compared at each entry
+MOST_PAGES = 512  # of code that are compared at each entry
 _FORGIVEN = 16  # of them with each run that counts: an address space that is changed often is short runs
 _DENSE_NS = 10_000_000
 NEEDED = 1
@@ -34,6 +34,7 @@ NEEDED = 1
 _MOST_NEEDED = 1 << 12
 # Stores to what could be executed too are slow then (Unicorn looks at each): guests whose data are such go back soon.
 _LIMITED_RUNS, _LIMITED_S = 16, 0.02
+_MOST_PATIENCE = 256  # times as long, for those that miss as much again right after it
 
 
 class NestedWalk:
@@ -66,6 +67,8 @@ class NestedWalk:
         self._missed = 0  # the last page of data that was
         self._alarm: Alarm | None = None
         self._runs_left = 0
+        self._rested = 0  # runs since then
+        self._patience = 1
 
     @property
     def active(self) -> bool:
@@ -106,7 +109,10 @@ class NestedWalk:
             if not self._runs_left or (self._alarm is not None and self._alarm.due):
                 self.stop()
         elif self._dense >= self._needed:
+            self._patience = min(2 * self._patience, _MOST_PATIENCE) if self._rested < _LIMITED_RUNS else 1
             self._start(engine, mmu)
+        else:
+            self._rested += 1
 
     def _start(self, engine: Engine, mmu: Mmu) -> None:
         tables = self._tables or NestedTables(self._memory)
@@ -119,8 +125,8 @@ class NestedWalk:
         self._protect_code(engine, tables)
         self._runs_left = -1
         if mmu.may_be_executed(self._missed):
-            self._runs_left = _LIMITED_RUNS if self._counted else -1
-            self._alarm = None if self._counted else Alarm(engine, _LIMITED_S)
+            self._runs_left = self._patience * _LIMITED_RUNS if self._counted else -1
+            self._alarm = None if self._counted else Alarm(engine, self._patience * _LIMITED_S)
 
     def _protect_code(self, engine: Engine, tables: NestedTables) -> None:
         """What was translated can be executed without another fetch: it is compared once more, and kept true."""
@@ -146,7 +152,7 @@ class NestedWalk:
 
     def stop(self) -> None:
         """Back to the virtual TLB, which knows nothing yet."""
-        self._dense, self._fills_left = 0, MOST_FILLS
+        self._dense, self._fills_left, self._rested = 0, MOST_FILLS, 0
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
