@@ -83,6 +83,7 @@ class CodePage:
     found: dict[tuple[bool, bool], list[int]] = field(default_factory=dict)
     translated: int = 0  # a mask of the bytes that are in translated code
     stores: int = 0
+    harmless: set[tuple[int, int, int, bool]] = field(default_factory=set)  # code in which no instruction is a stop
     mixed: bool = False  # the engine stores there too: of ``content`` only what is translated counts
 
     def note_translated(self, host: int, offsets: range) -> None:
@@ -99,9 +100,14 @@ class CodePage:
             return True
         if (int.from_bytes(now, "little") ^ int.from_bytes(self.content, "little")) & self.translated:
             return False
-        self.content = now
-        self.found.clear()
+        self.renew(now)
         return True
+
+    def renew(self, content: bytes) -> None:
+        """Forget what was found in other bytes."""
+        self.content = content
+        self.found.clear()
+        self.harmless.clear()
 
     def stops(self, within: range, *, long_mode: bool, window: bool, counted: bool) -> list[int]:
         """Those of these offsets at which the translator has to stop, in order.
@@ -191,6 +197,24 @@ class CodePages:
         page.note_translated(host, within)
         return [virtual + offset for offset in self._stops(page, within, long_mode)]
 
+    def note_harmless(self, host: int, addresses: range, bits: int) -> None:
+        """No instruction of this code, decoded with so many bits, is where the translator has to stop.
+
+        To look at it once more would take the code away that was translated for other runs: those with window and those
+        without would have each other's translated again and again.
+        """
+        page = self._pages.get(host)
+        if page is not None and not page.mixed and len(addresses) <= PAGE - addresses.start % PAGE:
+            page.harmless.add((addresses.start % PAGE, len(addresses), bits, self.window))
+
+    def is_harmless(self, host: int, addresses: range, bits: int) -> bool:
+        """True if that is known."""
+        page, start = self._pages.get(host), addresses.start % PAGE
+        if page is None or page.mixed or (start, len(addresses), bits, self.window) not in page.harmless:
+            return False
+        page.note_translated(host, range(start, start + len(addresses)))
+        return True
+
     def _stops(self, page: CodePage, within: range, long_mode: bool) -> list[int]:
         return page.stops(within, long_mode=long_mode, window=self.window, counted=self._counted)
 
@@ -224,8 +248,7 @@ class CodePages:
             page.content = _at(host).raw
         elif not page.take_data(host):
             self._doubtful.add(host)
-            page.content = _at(host).raw
-            page.found.clear()
+            page.renew(_at(host).raw)
         page.gpa = gpa
         self._mappings[virtual] = page, long_mode
         known = host in self._executable

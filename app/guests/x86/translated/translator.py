@@ -101,6 +101,7 @@ class Translator:
         self._mmu = Mmu(self._memory, engine.state, self._model)
         self._mmu.registers_change()
         engine.on_fill, engine.find_stops = self._fill, self._stops_in
+        engine.note_harmless = self._note_harmless
         self._version = -1
         return engine.state
 
@@ -240,11 +241,16 @@ class Translator:
                 virtual = page if self._long_mode else page & 0xFFFFFFFF
                 if not self._walk.note_code(virtual, host, long_mode=self._long_mode):
                     return whole
-            found += self._code.stops_in(host, page, whole, long_mode=self._long_mode)
+            if not self._code.is_harmless(host, whole, self.engine.state.bits):
+                found += self._code.stops_in(host, page, whole, long_mode=self._long_mode)
             self._blocks += self._code.is_mixed(host)
         if self._blocks >= _MAX_BLOCKS:
             self.engine.stop()
         return found
+
+    def _note_harmless(self, start: int, size: int) -> None:
+        host = self.engine.code_page(start & PAGE_MASK)
+        self._code.note_harmless(host, range(start, start + size), self.engine.state.bits)
 
     def _limit_is_near(self, start: int, size: int) -> bool:
         """The limit of CS lies in the pages of this code."""

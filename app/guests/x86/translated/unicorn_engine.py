@@ -78,6 +78,10 @@ def _no_stops(_start: int, _size: int) -> Sequence[int]:
     return ()
 
 
+def _nobody(_start: int, _size: int) -> None:
+    """Nobody wants to know."""
+
+
 def _no_fill(_page: int, _access: int) -> tuple[int, int] | None:
     return None
 
@@ -95,6 +99,9 @@ class Engine:
         self.vector: int | None = None
         self.on_fill: Fill = _no_fill
         self.find_stops: Stops = _no_stops
+        self.note_harmless: Callable[[int, int], None] = _nobody
+        """Told of code that was translated with its stops and not cut: none of them is where an instruction begins."""
+        self._again = 0, 0  # the block that is translated for the second time
         self.windowed = False
         """Translated code is kept in two kinds; ``run`` executes this one."""
         self._obeyed: frozenset[int] = frozenset()  # what the code that is translated next stops at
@@ -290,8 +297,11 @@ class Engine:
             if self.state.rip == self._stored_at:
                 self._repeat_store(block)
         if self._obeyed.issuperset(stops):  # what is left of them lies in the middle of instructions
+            if self._obeyed and self._again == (block.pc, block.size):
+                self.note_harmless(block.pc, block.size)
             self._set_stops(())
             return
+        self._again = block.pc, block.size
         self._uc.ctl_remove_cache(block.pc, block.pc + 1)
         stops = [*self._obeyed, *stops]  # more each time, so that this ends
         if self._counting:
@@ -390,6 +400,7 @@ class Engine:
     def recycle(self) -> None:
         """Drop everything that belongs to one guest."""
         self.on_fill, self.find_stops, self.windowed = _no_fill, _no_stops, False
+        self.note_harmless = _nobody
         self._set_stops(())
         self.watch_no_stores()
         self.flush_code()
