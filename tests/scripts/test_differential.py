@@ -9,7 +9,7 @@ from kickstand.scripts.differential import __main__ as command
 from kickstand.scripts.differential import both
 from kickstand.scripts.differential.both import Differential
 from kickstand.scripts.differential.campaign import campaign
-from kickstand.scripts.differential.encodings import HLT, MODES, program
+from kickstand.scripts.differential.code.encodings import HLT, MODES, program
 from kickstand.scripts.differential.mutate import Mutations
 from kickstand.scripts.differential.quirks import QUIRKS, explained
 from kickstand.scripts.differential.shrink import blank, shrink

@@ -4,7 +4,7 @@
 device; with ``--mutate FOLDER`` it changes something in one of the scripts there instead. A difference is shrunk to the
 shortest script before it is shown, and written as a file that ``kickstand replay --against kvm`` plays.
 
-``generate`` and ``barrage`` tell stories (``story``) of instructions (the narrow table in ``encodings``, the wide one
-in ``wide``, ``opcodes`` and ``system_opcodes``), ``mutate`` changes recorded ones, ``both`` plays them on both sides,
-``quirks`` explains what is known to differ, ``shrink`` makes a difference short, ``campaign`` takes many seeds.
+``generate`` and ``barrage`` tell stories (``story``) of instructions (``code``: the narrow table in ``encodings``, the
+wide one in ``wide``, ``opcodes`` and ``system_opcodes``), ``mutate`` changes recorded ones, ``both`` plays them on both
+sides, ``quirks`` explains what is known to differ, ``shrink`` makes a difference short, ``campaign`` takes many seeds.
 """

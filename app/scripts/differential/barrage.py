@@ -9,11 +9,11 @@ from collections.abc import Generator
 from random import Random
 from typing import Any
 
-from kickstand.scripts.differential.encodings import HLT, MODES, PAGE, WINDOW, WINDOW_PAGES
-from kickstand.scripts.differential.opcodes import BUILDERS
+from kickstand.scripts.differential.code.encodings import HLT, MODES, PAGE, WINDOW, WINDOW_PAGES
+from kickstand.scripts.differential.code.opcodes import BUILDERS
+from kickstand.scripts.differential.code.system_opcodes import FIRST_SOFTWARE, SOFTWARE_VECTORS, SYSTEM
+from kickstand.scripts.differential.code.wide import Wide, WideBuild
 from kickstand.scripts.differential.story import CODE, LOW_SIZE, STACK, TABLES, Answer, Op, Steps, due, op, page_tables
-from kickstand.scripts.differential.system_opcodes import FIRST_SOFTWARE, SOFTWARE_VECTORS, SYSTEM
-from kickstand.scripts.differential.wide import Wide, WideBuild
 
 GDT, IDT, HANDLERS = 0x5800, 0x5A00, 0x5E00
 VECTORS = FIRST_SOFTWARE + SOFTWARE_VECTORS

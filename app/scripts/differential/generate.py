@@ -12,7 +12,7 @@ from typing import Any
 
 from kickstand.scripts.differential.asks import asked
 from kickstand.scripts.differential.barrage import Barrage
-from kickstand.scripts.differential.encodings import (
+from kickstand.scripts.differential.code.encodings import (
     END_PORT,
     HLT,
     MODES,

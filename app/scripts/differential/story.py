@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from kickstand.scripts.differential.encodings import PAGE
+from kickstand.scripts.differential.code.encodings import PAGE
 
 Op = dict[str, Any]
 Answer = Mapping[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kickstand.scripts.differential.encodings import PAGE, WINDOW_PAGES, Encoder, compare
+from kickstand.scripts.differential.code.encodings import PAGE, WINDOW_PAGES, Encoder, compare
 
 EAX, ECX, EDX, EBX, ESP, EBP, ESI, EDI = range(8)
 LOCK = b"\xf0"

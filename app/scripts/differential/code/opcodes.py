@@ -7,8 +7,20 @@ sets the others.
 
 from __future__ import annotations
 
-from kickstand.scripts.differential.encodings import WINDOW, compare
-from kickstand.scripts.differential.wide import EAX, EBP, ECX, EDI, EDX, ESI, Wide, WideBuild, defined, opcode, opcode2
+from kickstand.scripts.differential.code.encodings import WINDOW, compare
+from kickstand.scripts.differential.code.wide import (
+    EAX,
+    EBP,
+    ECX,
+    EDI,
+    EDX,
+    ESI,
+    Wide,
+    WideBuild,
+    defined,
+    opcode,
+    opcode2,
+)
 
 AH = 4  # the first of the upper bytes
 CARRY, ZERO, OVERFLOW = 2, 4, 0  # condition codes

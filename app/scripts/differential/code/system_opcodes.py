@@ -5,7 +5,7 @@ Everything here leaves the guest in its mode with flat DS, ES and SS, so that a 
 
 from __future__ import annotations
 
-from kickstand.scripts.differential.wide import EAX, EBX, ECX, EDX, Wide, WideBuild
+from kickstand.scripts.differential.code.wide import EAX, EBX, ECX, EDX, Wide, WideBuild
 
 FIRST_SOFTWARE = 0x20  # vectors from here on return
 SOFTWARE_VECTORS = 16
