@@ -15,7 +15,7 @@ import hashlib
 import struct
 import tempfile
 import zlib
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,7 +81,7 @@ async def close(file: IO[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _refusing(vm_id: str) -> Iterator[None]:
+def _refusing(vm_id: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
