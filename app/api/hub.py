@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Coroutine
@@ -110,6 +111,15 @@ class JsonLines(Wire):
 
 
 SSE, NDJSON = ServerSentEvents(), JsonLines()
+
+
+def in_lines(accept: str) -> bool:
+    """An ``Accept`` header asks for NDJSON; with ``q=0`` it asks for anything else (RFC 9110, 12.4.2)."""
+    for item in accept.lower().split(","):
+        media_type, *parameters = (part.strip() for part in item.split(";"))
+        if media_type == NDJSON.media_type:
+            return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return False
 
 
 class Past(Protocol):

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from kickstand.api.context import TheContext, TheMachine, context_of
 from kickstand.api.edge.replies import written
-from kickstand.api.hub import NDJSON, SSE, Hub, Sleeper, View, Wire
+from kickstand.api.hub import NDJSON, SSE, Hub, Sleeper, View, Wire, in_lines
 from kickstand.api.operations import ROOT, STREAM, VCPU, VM, Operations
 from kickstand.api.shapes.values import VcpuId
 from kickstand.runtime.events import to_json
@@ -234,7 +234,7 @@ def _stream(
 ) -> EventStream:
     context = context_of(request)
     context.hub.admit(context.settings.limits.streams)
-    wire = NDJSON if NDJSON.media_type in request.headers.get("accept", "") else SSE
+    wire = NDJSON if in_lines(request.headers.get("accept", "")) else SSE
     return EventStream(Stream(context.hub, view, wire, state, gone), resume)
 
 

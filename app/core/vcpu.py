@@ -167,7 +167,7 @@ class Vcpu(EventIoctls):
     async def service_requests(self) -> int:
         """The block under ``kvm_request_pending``: kick first, as the patch has it, then the others."""
         if await self.vm.variant.entry_test(self):
-            return self.interrupted_by(KICKED)
+            return self.interrupted_by(self.vm.variant.entry_cause)
         if await self.requests.test(Request.VM_DEAD):
             return -errno.EIO
         await self.requests.check(Request.TLB_FLUSH)

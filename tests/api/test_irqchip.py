@@ -38,6 +38,17 @@ async def test_an_msi_is_delivered_in_the_mode_that_it_says(client):
     assert (await client.get(f"{vm}/vcpu/1/mp-state")).json()["mp_state"] == "RUNNABLE"
 
 
+async def test_an_init_forgets_the_nmi_that_waited(client):
+    """``kvm_vcpu_reset``: what waited for delivery is gone."""
+    for engine in ("script", "x86"):
+        vm = await machine(client, engine=engine)
+        await client.post(f"{vm}/vcpu/1/nmi")
+        assert (await client.get(f"{vm}/vcpu/1/interrupts")).json()["nmi"] is True
+        await client.post(f"{vm}/msi", json={"address": "0xfee01000", "data": 0x500})
+        assert (await client.get(f"{vm}/vcpu/1/mp-state")).json()["mp_state"] == "INIT_RECEIVED"
+        assert (await client.get(f"{vm}/vcpu/1/interrupts")).json()["nmi"] is False
+
+
 async def test_a_pit_is_created_once_and_keeps_its_state(client):
     vm = await machine(client)
     assert_problem(await client.get(f"{vm}/pit"), 404, "ENXIO")

@@ -144,9 +144,12 @@ async def test_a_transaction_is_applied_in_order_all_or_nothing(client, vm, memo
     wrong = [{"slot": 2, "memory_size": 0}, region(memory, slot=5), region(memory, slot=6)]
     problem = assert_problem(await client.post(path, json={"operations": wrong, "protect": "list"}), 409, "EEXIST")
     assert problem["ioctl"] == "KVM_SET_USER_MEMORY_REGION"
-    problem = assert_problem(await client.post(path, json={"operations": wrong}), 409, "EEXIST")
-    assert problem["operation"] == 2
-    assert problem["errors"][0]["pointer"] == "/operations/2/guest_phys_addr"
+    for protect in ("kick", "none", "list"):
+        body = {"operations": wrong, "protect": protect}
+        problem = assert_problem(await client.post(path, json=body), 409, "EEXIST")
+        assert problem["operation"] == 2
+        assert problem["errors"][0]["pointer"] == "/operations/2/guest_phys_addr"
+        assert problem["detail"].startswith("operation 2: ")
     assert [entry["slot"] for entry in (await client.get(f"{vm}/memory-regions")).json()["regions"]] == [2]
     assert_problem(await client.post(path, json={"operations": [], "protect": "hope"}), 422, "EINVAL")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kickstand.api.hub import NDJSON, SSE, Hub, Sleeper, Span, View
+from kickstand.api.hub import NDJSON, SSE, Hub, Sleeper, Span, View, in_lines
 from kickstand.api.streams import Stream
 from kickstand.runtime.events import EventLog, Record
 from kickstand.settings import Limits, StreamSettings
@@ -97,6 +97,22 @@ async def test_a_resume_point_that_the_ring_has_dropped_gives_gap_and_snapshot()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("accept", "lines"),
+    [
+        ("application/x-ndjson", True),
+        ("text/event-stream, Application/X-NDJSON;q=0.5", True),
+        ("application/x-ndjson;q=0", False),
+        ("text/event-stream;q=1, application/x-ndjson ; q=0.000", False),
+        ("application/x-ndjson-seq", False),
+        ("*/*", False),
+        ("", False),
+    ],
+)
+def test_lines_are_sent_to_those_who_ask_for_them(accept, lines):
+    assert in_lines(accept) is lines
+
+
 @pytest.mark.parametrize("ndjson", [False, True], ids=["sse", "ndjson"])
 async def test_an_idle_stream_has_a_heartbeat(ndjson):
     settings = StreamSettings(heartbeat_s=0.01)

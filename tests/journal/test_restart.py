@@ -20,6 +20,7 @@ from tests.long import either
 pytestmark = pytest.mark.slow  # each starts two servers
 BASE = 0x7F00_0000_0000
 PAGE = 4096
+WAITING = {"holds", "accel_blocker", "arm64_pause"}  # KVM_RUN waits for RESUME, until a signal comes
 STICKY = {"sticky", "global_rwsem", "clear_on_exit", "check_not_test", "srcu", "holds", "accel_blocker", "arm64_pause"}
 
 
@@ -108,6 +109,37 @@ async def test_a_restored_vm_comes_up_kicked_where_its_variant_knows_such_a_stat
         await client.post("/vm/resume")
         vcpu = server.registry.get("default").vcpu(0)
         await until(lambda: vcpu.watched.state.value == "guest", "the thread goes on")
+
+
+@pytest.mark.parametrize("back", ["crash", "snapshot"])
+@pytest.mark.parametrize("variant", sorted(STICKY - {"clear_on_exit", "check_not_test"}))
+async def test_who_was_kept_out_by_a_kick_is_kept_out_after_it_too(serve, crash, variant, back):
+    """Whoever has left through the window already, and has taken its request with it."""
+    async with serve(variant=variant, vcpus=1) as server, server.client() as client:
+        await client.put("/vcpu/0/program", json=[["out", 96, 9]])
+        await client.post("/vm/kick")
+        assert (await client.post("/vcpu/0/run", json={"timeout_ms": 5})).json()["errno"] == "EINTR"
+        snapshot = (await client.post("/vm/snapshot")).content
+        image = crash()
+    async with serve(image) as server, server.client() as client:
+        if back == "snapshot":
+            await client.delete("/vm")
+            assert (await client.post("/vms/restore?id=default", content=snapshot)).status_code == 201
+        assert (await client.get("/vm")).json()["kicked"]
+        kept_out = (await client.post("/vcpu/0/run", json={"timeout_ms": 5})).json()
+        assert (kept_out["errno"], kept_out["cause"] == "poll_timeout") == ("EINTR", variant in WAITING)
+        assert (await client.post("/vm/resume")).json()["changed"]
+        assert not (await client.get("/vm")).json()["kicked"]
+        assert (await client.post("/vcpu/0/run")).json()["exit_reason"] == "KVM_EXIT_IO"
+
+
+async def test_a_resume_that_closes_the_window_says_so_though_no_request_was_left(serve):
+    async with serve(variant="clear_on_exit", vcpus=1) as server, server.client() as client:
+        await client.post("/vm/kick")
+        assert (await client.post("/vcpu/0/run")).json()["errno"] == "EINTR"
+        resumed = (await client.post("/vm/resume")).json()
+        assert (resumed["changed"], resumed["cleared"], resumed["holds"]) == (True, 0, 0)
+        assert (await client.post("/vm/resume")).json()["changed"] is False
 
 
 async def test_after_a_crash_the_immediate_exit_of_a_kick_ends_one_run_and_that_of_the_user_all(serve, crash):

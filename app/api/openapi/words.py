@@ -115,7 +115,7 @@ _VM = {
     "vcpus_stopped": "How many vCPUs were in KVM_RUN when the kick began.",
     "drain_ns": "Nanoseconds from the kick's begin until no vCPU was in KVM_RUN.",
     "window_ns": "Nanoseconds that the changes took.",
-    "cleared": "How many vCPUs' requests were cleared.",
+    "cleared": "How many vCPUs were let go: of a request, a hold or a pause; a request may stay until its next run.",
     "timeout_ms": "After so many milliseconds it gives up with ETIMEDOUT; without one it waits.",
     "Run.timeout_ms": "After so many milliseconds the run leaves as by a signal, with cause `poll_timeout`.",
 }
@@ -166,7 +166,7 @@ _VCPU = {
     "PendingInterrupts.nmi": "An NMI waits.",
     "PendingInterrupts.init": "An INIT waits.",
     "PendingInterrupts.sipi": "The page of a start-up IPI that waits.",
-    "PendingInterrupts.extint": "The 8259 pair, or userspace's, has an interrupt.",
+    "PendingInterrupts.extint": "The 8259 pair has an interrupt, or KVM_INTERRUPT has put one beside the local APIC.",
     "timer": "The APIC's timer; null: it does not count.",
     "due_ns": "Nanoseconds until it is due.",
     "ApicTimer.mode": "How it counts.",

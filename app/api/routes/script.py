@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from kickstand.api.context import Context, TheContext, TheMachine, while_connected
 from kickstand.api.edge.replies import reply_list
-from kickstand.api.hub import NDJSON
+from kickstand.api.hub import NDJSON, in_lines
 from kickstand.api.operations import VM, Operations
 from kickstand.api.shapes.scripts import Script, ScriptDone
 from kickstand.core.errors import KvmError
@@ -37,9 +37,9 @@ Result = dict[str, Any]
 @router.post("/script", answer=ScriptDone)
 async def play_script(request: Request, context: TheContext, machine: TheMachine, body: Script) -> Response:
     """Play operations in order. With `Accept: application/x-ndjson` each result is sent when it is there."""
-    in_lines = NDJSON.media_type in request.headers.get("accept", "")
-    results = _results(context, machine, body, reads=UNBOUNDED if in_lines else LONGEST_ANSWER)
-    if not in_lines:
+    lines = in_lines(request.headers.get("accept", ""))
+    results = _results(context, machine, body, reads=UNBOUNDED if lines else LONGEST_ANSWER)
+    if not lines:
         answers_in_order = await while_connected(request, _as_one_call(machine, results))
         return await reply_list("results", answers_in_order, seq=machine.log.seq)
     first = await while_connected(request, _next(results))  # what is wrong with the script is still a problem

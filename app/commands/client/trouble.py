@@ -16,7 +16,7 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
-FAILED, USAGE = 1, 2
+DONE, FAILED, USAGE = 0, 1, 2
 
 
 class Trouble(Exception):
@@ -58,9 +58,9 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         trouble = Trouble("interrupted")
     except Trouble as error:
         trouble = error
-    except BrokenPipeError:  # whoever read has seen enough
+    except BrokenPipeError:  # whoever read has seen enough, and got what was asked for
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return DONE
     except OSError as error:
         trouble = Trouble(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     else:

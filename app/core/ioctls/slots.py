@@ -109,7 +109,12 @@ class SlotIoctls(ABC):
         after = SlotTable(active.values())
         plans: list[Plan] = []
         for number, region in enumerate(regions, 1):
-            what = plan(after.concerned(region), region)
+            try:
+                what = plan(after.concerned(region), region)
+            except KvmError as error:
+                raise KvmError(
+                    error.errno, error.ioctl, error.detail, field=error.field, operation=number - 1
+                ) from None
             plans.append(what)
             after.change(((region.slot, what.new),))
             if not number % BREATH:

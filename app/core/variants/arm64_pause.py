@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kickstand.core.atomics import Shared, Task, atomic, blocked
 from kickstand.core.kvm_main import make_all_cpus_request
+from kickstand.core.run.run_page import Cause
 from kickstand.core.shared.requests import Request
 from kickstand.core.trace import BLOCKED, KERNEL
 from kickstand.core.variants.base import Variant
@@ -48,6 +49,8 @@ class Pause(Shared):
 class Arm64Pause(Variant):
     """arm64's pause: a flag for each vCPU, which sleeps inside KVM_RUN until RESUME; nobody is drained."""
 
+    entry_cause = Cause.SIGNAL  # nothing else ends a sleep
+
     def __init__(self, vm: Vm) -> None:
         super().__init__(vm)
         self.pauses: dict[int, Pause] = {}
@@ -69,6 +72,14 @@ class Arm64Pause(Variant):
 
     async def take_back(self, task: Task, *, opened: bool) -> None:
         await self.resume(task)
+
+    def load(self, saved: dict[str, Any], process: str) -> None:
+        """Where a window is open, every vCPU is paused; one that slept had taken its request."""
+        super().load(saved, process)
+        if self.open_windows:
+            for vcpu_id, vcpu in self.vm.vcpus.items():
+                self.pauses[vcpu_id].paused = True
+                vcpu.requests.bits |= Request.USERSPACE_KICK.bit
 
     async def entry_test(self, vcpu: AnyVcpu) -> bool:
         """``check_vcpu_requests``: KVM_REQ_SLEEP. SRCU is given back, or the deletion waits for the sleeper."""

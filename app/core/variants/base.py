@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kickstand.core.run.run_page import KICKED, Cause
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
@@ -33,6 +35,7 @@ class Variant:
 
     name: ClassVar[str] = ""
     protects_by: ClassVar[str] = "kick"
+    entry_cause: ClassVar[Cause] = KICKED  # of the EINTR that a true ``entry_test`` means
     has_userspace_half: ClassVar[bool] = False  # set from the hooks that a class overrides
 
     def __init_subclass__(cls) -> None:

@@ -89,7 +89,11 @@ class Transactions:
             await vm.variant.regions_done(thread)
 
     async def _apply_list(self, regions: Sequence[Region]) -> None:
-        await self._process.by_thread(partial(self._process.vm.set_user_memory_region_list, regions))
+        try:
+            await self._process.by_thread(partial(self._process.vm.set_user_memory_region_list, regions))
+        except KvmError as error:
+            index = error.extra.get("operation")
+            raise _at(error, index) if isinstance(index, int) else error from error
 
 
 async def _timed(work: Coroutine[Any, Any, None]) -> int:

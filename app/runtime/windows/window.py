@@ -74,10 +74,11 @@ class Window:
 
     async def resume(self) -> dict[str, Any]:
         """KVM_RESUME_ALL_KICKED_VCPUS; lets well-behaved userspace go on."""
+        was_open = self.count
         cleared = await self._process.by_thread(self._process.vm.resume_all_kicked_vcpus)
         self._open_gate()
         return {
-            "changed": bool(cleared),
+            "changed": bool(cleared) or (was_open > 0 and not self.count),
             "cleared": cleared,
             "holds": self.count,
             "seq": self._process.log.seq,

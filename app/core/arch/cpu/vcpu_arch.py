@@ -145,13 +145,14 @@ class VcpuArch(Shared):
     async def accept_init_sipi(self, *, boot: bool = False) -> Start:
         """``kvm_apic_accept_events``: INIT_RECEIVED after INIT (the boot CPU starts at once), RUNNABLE after SIPI.
 
-        A SIPI that nobody awaits is dropped.
+        A SIPI that nobody awaits is dropped, and with INIT what waited for delivery (``kvm_vcpu_reset``).
         """
         if not self.init and self.sipi is None:
             return NO_START
         reset, self.init = self.init, False
         if reset:
             self.mp_state = MpState.RUNNABLE if boot else MpState.INIT_RECEIVED
+            self.nmi, self.external = False, None
             if self.apic is not None:
                 self.apic.reset()
         vector, self.sipi = self.sipi, None
