@@ -31,6 +31,19 @@ def result(page, action):
     return page.evaluate(f"kickstand.runner.results.get('{action}')")
 
 
+def calm(page):
+    """Wait until nothing above the buttons moves any more: what is told there comes with the first drawings."""
+    page.evaluate("""(async () => {
+        const drawn = () => new Promise((resolve) => kickstand.frame.slow.add(resolve));
+        const place = () => document.querySelector("#do-kick").getBoundingClientRect().y;
+        for (let before = NaN; before !== place();) {
+            before = place();
+            await drawn();
+            await drawn();
+        }
+    })()""")
+
+
 def test_every_button_works_on_the_story(story):
     more(story)
     for button, action in STORY_BUTTONS:
@@ -46,6 +59,7 @@ def test_every_button_works_on_the_story(story):
 
 def test_a_button_stays_under_a_pressed_pointer(story):
     """What came of another action would move it, and the click would be lost."""
+    calm(story)
     story.hover("#do-resume")
     story.mouse.down()
     story.evaluate("kickstand.runner.run('kick')")
@@ -57,6 +71,7 @@ def test_a_button_stays_under_a_pressed_pointer(story):
 
 def test_the_story_comes_up_when_no_pointer_is_pressed(page):
     """It lies above the buttons, and is fetched when it is first needed."""
+    calm(page)
     page.hover("#do-kick")
     page.mouse.down()
     page.evaluate("kickstand.runner.story()")
@@ -97,6 +112,7 @@ def test_the_curl_under_a_button_is_the_call(story, action):
 
 def test_a_vm_with_real_machine_code_is_made_and_torn(page):
     more(page)
+    calm(page)
     page.fill("#controls .fields input[maxlength]", "metal")
     page.get_by_role("combobox", name="Engine").select_option("x86")
     page.click("#do-create")
@@ -124,6 +140,7 @@ def test_a_vm_with_real_machine_code_is_made_and_torn(page):
 
 def test_variant_and_userspace_are_chosen(page):
     more(page)
+    calm(page)
     page.get_by_role("textbox", name="Name").fill("polite")
     page.get_by_role("spinbutton", name="vCPUs").fill("2")
     page.get_by_role("combobox", name="Variant").select_option("clear_on_exit")

@@ -74,7 +74,7 @@ def test_performing_now_what_blocks_is_an_error():
     mutex = Mutex()
     perform_now(mutex.lock("holder"))
     with pytest.raises(RuntimeError, match="blocked"):
-        perform_now(mutex.wait_turn("waiter"))
+        perform_now(mutex.lock("waiter"))
 
 
 async def sleeps(task, log, name):
