@@ -124,9 +124,12 @@ def test_a_vm_with_real_machine_code_is_made_and_torn(page):
     until(page, "document.querySelector('#controls .fields pre').textContent.includes('mov  eax, [0x201000]')")
     page.click("#do-start")
     until(page, "kickstand.vm().total('pio') > 2")
-    page.click("#do-rounds")
+    for _ in range(5):  # a page that cannot read as fast as events come skips some: then once more
+        page.click("#do-rounds")
+        assert result(page, "rounds-none")["ok"]
+        if page.evaluate("kickstand.vm().torn"):
+            break
     until(page, "kickstand.vm().torn > 0")
-    result(page, "rounds-none")
     torn = page.evaluate("kickstand.vm().torn")
     inside_kicks(page, wanted=True)
     page.click("#do-rounds")
