@@ -122,9 +122,11 @@ def build(folder: Path) -> Path:
         shutil.rmtree(folder / "unpacked")
         package.unlink()
     if not (programs / "guest_print_test").exists():
-        subprocess.run(["make", "-s", "-C", tree, "ARCH=x86", "headers"], check=True, capture_output=True)
+        # Below another make the kernel's own puts its programs where that one says, which says nothing: into /.
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        subprocess.run(["make", "-s", "-C", tree, "ARCH=x86", "headers"], check=True, capture_output=True, env=own)
         command = ["make", "-s", "-C", programs, "ARCH=x86", "-k", f"-j{os.cpu_count() or 1}"]
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, capture_output=True, env=own)
     return programs
 
 
