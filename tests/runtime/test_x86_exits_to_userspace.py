@@ -14,7 +14,7 @@ from kickstand.core.run.exits import HltExit, TprExit
 from kickstand.core.uapi import Cap
 from kickstand.runtime.registry import Registry
 from kickstand.scripts.language.presets import PRESETS
-from tests.guests.x86.test_exits import Machine
+from tests.guests.x86.machine import Machine
 
 RAM, CODE, PAGE = 0x10000, 0x1000, 0x3000
 RDMSR, WRMSR, HLT, VMMCALL, TO_CR8 = "0f32", "0f30", "f4", "0f01d9", "440f22c0"

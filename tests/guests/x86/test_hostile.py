@@ -7,8 +7,8 @@ from ctypes import addressof, c_char
 import pytest
 
 from kickstand.core.run.exits import HltExit, InternalErrorExit, ShutdownExit
-from tests.guests.x86.test_events import DESCRIPTORS, VECTORS, machine_with_handlers
-from tests.guests.x86.test_exits import ENTRY, TABLES, Machine, Ram, modes
+from tests.guests.x86.handlers import DESCRIPTORS, VECTORS, machine_with_handlers
+from tests.guests.x86.machine import ENTRY, TABLES, Machine, Ram, modes
 
 SEEDS = range(12)
 ENTRIES = 40

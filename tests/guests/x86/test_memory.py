@@ -9,7 +9,7 @@ import pytest
 from kickstand.core.run.exits import HltExit, InternalErrorExit, IoExit, MmioExit, ShutdownExit
 from kickstand.guests.x86.cpu import X86Cpu
 from kickstand.guests.x86.translated import nested_walk
-from tests.guests.x86.test_exits import ENTRY, HOLE, NO_BYTES, TABLES, Machine, Ram, modes, special_registers, wide
+from tests.guests.x86.machine import ENTRY, HOLE, NO_BYTES, TABLES, Machine, Ram, modes, special_registers, wide
 from tests.long import either
 
 

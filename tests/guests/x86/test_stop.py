@@ -7,7 +7,7 @@ import pytest
 
 from kickstand.core.run.exits import HltExit, InterruptedExit, IoExit, MmioExit
 from kickstand.guests.x86.cpu import X86Cpu
-from tests.guests.x86.test_exits import ENTRY, HOLE, STACK, Machine, Ram, Slots, modes, special_registers
+from tests.guests.x86.machine import ENTRY, HOLE, STACK, Machine, Ram, Slots, modes, special_registers
 
 SPIN = "40ebfd"  # inc; jmp to it
 

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from kickstand.core.run.exits import HltExit, IoExit, MmioExit
-from tests.guests.x86.test_exits import ENTRY, HOLE, STACK, TABLES, Machine, modes, wide
+from tests.guests.x86.machine import ENTRY, HOLE, STACK, TABLES, Machine, modes, wide
 
 OSFXSR = 0x200
 VECTORS = (12, 13, 14)

@@ -13,7 +13,7 @@ from kickstand.guests.x86.emulated.emulator import Emulator
 from kickstand.guests.x86.memory.physical import PhysicalMemory
 from kickstand.guests.x86.translated import nested_walk
 from kickstand.guests.x86.translated.nested_tables import Answer, NestedTables
-from tests.guests.x86.test_exits import ENTRY, TABLES, Machine, Ram, Slots, special_registers
+from tests.guests.x86.machine import ENTRY, TABLES, Machine, Ram, Slots, special_registers
 
 walks = pytest.mark.parametrize("needed", [1, 0], ids=["virtual TLB", "own walk"])
 engines = pytest.mark.parametrize("engine", ["precise", "fast"])

@@ -14,7 +14,7 @@ import pytest
 
 from kickstand.core.run.exits import HltExit
 from kickstand.guests.x86.translated import nested_walk
-from tests.guests.x86.test_exits import TABLES, Machine
+from tests.guests.x86.machine import TABLES, Machine
 
 SITES, SITE, PAGES = 24, 64, (0x3000, 0x4000)
 STORE = 0xF00  # in each of the pages, and on one without sites: mov [rdi], rax; ret. COPY: rep movsb; ret

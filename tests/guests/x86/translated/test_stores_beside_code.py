@@ -17,8 +17,8 @@ from kickstand.guests.x86.emulated.instructions.stepper import Stepper
 from kickstand.guests.x86.translated import nested_walk
 from kickstand.guests.x86.translated.translator import Translator
 from kickstand.guests.x86.translated.unicorn_engine import Engine
-from tests.guests.x86.test_exits import Machine
-from tests.guests.x86.test_rewritten_code import rel, run
+from tests.guests.x86.machine import Machine
+from tests.guests.x86.translated.test_rewritten_code import rel, run
 
 START, ROUNDS, BYTES = 0x3000, 60, 0x6000
 MASK = (1 << 64) - 1

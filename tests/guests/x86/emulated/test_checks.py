@@ -1,4 +1,4 @@
-"""What a CPU refuses: values of control registers and MSRs, page tables with reserved bits, devices out of reach."""
+"""What a CPU refuses: values of control, model-specific and debug registers, and what CPUID and quirks decide."""
 
 import struct
 
@@ -7,12 +7,9 @@ import pytest
 from kickstand.core.arch.cpu.cpuid import SUPPORTED, Cpuid, Entry, Feature
 from kickstand.core.arch.kvm_arch import KvmArch
 from kickstand.core.errors import KvmError
-from kickstand.core.run.exits import HltExit, InternalErrorExit, IoExit, MmioExit, ShutdownExit
+from kickstand.core.run.exits import HltExit, IoExit, ShutdownExit
 from kickstand.core.uapi import Quirk
-from tests.guests.x86.test_exits import ENTRY, HOLE, TABLES, Machine, Ram, modes
-
-engines = pytest.mark.parametrize("engine", ["precise", "fast"])
-PAE = 0x20
+from tests.guests.x86.machine import ENTRY, PAE, TABLES, Machine, engines
 
 
 def mov_to(register, *, debug=False):
@@ -161,111 +158,6 @@ def test_efer_starts_long_mode_when_paging_is_switched_on(engine):
 
 @engines
 @pytest.mark.parametrize(
-    ("level", "bit"),
-    [(0, 7), (0, 48), (0, 51), (0, 8), (1, 48), (1, 8), (2, 13), (2, 20), (2, 50), (2, 63)],
-)
-def test_a_reserved_bit_in_a_page_table_is_a_fault_that_says_so(level, bit, engine):
-    machine = Machine("long64", "8a042500004000f4", engine=engine)  # mov al, [0x400000]: another table than code's
-    at = TABLES + 0x1000 * level + (0, 0, 16)[level]
-    entry = int.from_bytes(machine.peek(at, 8), "little")
-    machine.cpu.set_special_registers({"idt": {"base": 0x6000, "limit": 0xFFF}, "gdt": {"base": 0x5000, "limit": 23}})
-    if level < 2:  # the code lies under it too
-        machine.poke(at, struct.pack("<Q", entry | 1 << bit))
-        assert machine.run() == ShutdownExit()
-        return
-    machine.poke(at, struct.pack("<Q", entry | 1 << bit))
-    machine.poke(0x5008, struct.pack("<Q", 0x00209B0000000000))
-    machine.poke(0x6000 + 14 * 16, struct.pack("<HHHHII", 0x2000, 8, 0x8E00, 0, 0, 0))
-    machine.poke(0x2000, "59f4")  # pop rcx: the error code
-    assert machine.run() == HltExit()
-    assert machine.reg("rcx") == 9
-    assert machine.cpu.special_registers()["cr2"] == 0x400000
-
-
-@engines
-def test_the_top_entries_of_pae_paging_get_no_accessed_bit(engine):
-    machine = Machine("prot32", "a100200000f4", engine=engine)
-    machine.poke(TABLES, struct.pack("<Q", TABLES + 0x1001))
-    machine.poke(TABLES + 0x1000, struct.pack("<Q", 0xE3))
-    machine.cpu.set_special_registers({"cr0": 0x80000011, "cr3": TABLES, "cr4": PAE})
-    assert machine.run() == HltExit()
-    assert machine.peek(TABLES, 8) == struct.pack("<Q", TABLES + 0x1001)
-
-
-@engines
-@pytest.mark.parametrize("entry", [3, 0x1E1, 1 << 48 | 1])
-def test_a_reserved_bit_in_the_top_entries_of_pae_paging_is_refused_with_cr3(entry, engine):
-    machine = Machine("prot32", "0f22d8f4", engine=engine, rax=TABLES + 0x20)
-    machine.poke(TABLES, struct.pack("<Q", TABLES + 0x1001))
-    machine.poke(TABLES + 0x20, struct.pack("<QQ", TABLES + 0x1001, entry))
-    machine.poke(TABLES + 0x1000, struct.pack("<Q", 0xE3))
-    paging = {"cr0": 0x80000011, "cr3": TABLES, "cr4": PAE}
-    machine.cpu.set_special_registers({**paging, "idt": {"base": 0, "limit": 0}})
-    assert machine.run() == ShutdownExit()
-
-
-# instructions with a memory operand [disp32] in 64-bit code that KVM's emulator lacks
-UNKNOWN = {
-    "fld": "dd0425", "fst": "dd1425", "fild": "df0425", "fnstenv": "d93425", "fldcw": "d92c25", "fadd": "d80425",
-    "popcnt": "f30fb80425", "crc32": "f20f38f00425", "movq store": "660fd60425", "movd": "660f6e0425",
-    "movss": "f30f100425", "movsd": "f20f110425", "movntq": "0fe70425", "stmxcsr": "0fae1c25", "ldmxcsr": "0fae1425",
-    "paddb": "660ffc0425", "pshufb": "660f38000425", "cvtsi2sd": "f20f2a0425", "sqrtps": "0f510425",
-    "andps": "0f540425", "cmpps": "0fc20425", "lddqu": "f20ff00425", "pinsrw": "660fc40425", "movlps": "0f120425",
-    "lar": "0f020425", "verr": "0f002425",
-}  # fmt: skip
-KNOWN = {
-    "mov": "8b0425", "movzx": "0fb60425", "movups": "0f100425", "movdqu": "f30f6f0425", "cmov": "0f440425",
-    "bsf": "0fbc0425", "bt": "0fa30425", "test": "850425", "add": "030425", "movbe": "0f38f00425", "imul": "0faf0425",
-    "clflush": "0fae3c25", "clflushopt": "660fae3c25",
-}  # fmt: skip
-
-
-def machine_at(code, engine):
-    tail = "00" if code.startswith(("0fc2", "660fc4")) else ""
-    machine = Machine("long64", code + struct.pack("<I", HOLE).hex() + tail + "f4", engine=engine, rax=5)
-    machine.cpu.set_special_registers({"cr4": 0x620})
-    return machine
-
-
-@engines
-@pytest.mark.parametrize("name", UNKNOWN)
-def test_an_instruction_that_kvm_cannot_emulate_on_a_device_has_no_effect_and_says_what_it_is(name, engine):
-    machine = machine_at(UNKNOWN[name], engine)
-    exit = machine.run()
-    assert isinstance(exit, InternalErrorExit)
-    flags, first, second, *_ = exit.data
-    known = struct.pack("<QQ", first, second)
-    assert (flags, known[0]) == (1, 15)
-    assert known[1:].startswith(bytes.fromhex(UNKNOWN[name]))
-    assert (machine.reg("rip"), machine.reg("rax")) == (ENTRY, 5)
-
-
-@engines
-@pytest.mark.parametrize("name", KNOWN)
-def test_one_that_it_can_reads_the_device(name, engine):
-    machine = machine_at(KNOWN[name], engine)
-    exit = machine.run()
-    assert isinstance(exit, MmioExit)
-    assert not exit.is_write
-    while isinstance(exit, MmioExit):
-        exit = machine.run(bytes(exit.len))
-    assert exit == HltExit()
-
-
-@modes
-def test_clflush_reads_one_byte_and_changes_no_register(mode, engine):
-    machine = Machine(
-        mode, ("67" if mode == "real" else "") + "0fae3b" + "f4", engine=engine, rbx=HOLE, rdi=7, rflags=2
-    )
-    assert machine.run() == MmioExit(HOLE, 1, is_write=False)
-    before = machine.cpu.registers()
-    assert machine.run(b"\xff") == HltExit()
-    after = machine.cpu.registers()
-    assert {name for name in after if after[name] != before[name]} == {"rip"}
-
-
-@engines
-@pytest.mark.parametrize(
     ("index", "number", "value"), [(0, 0, 0x1234), (3, 3, 1), (6, 6, 0), (4, 6, 0), (7, 7, 0x2000)]
 )
 def test_debug_registers_keep_what_they_have_bits_for(index, number, value, engine):
@@ -377,58 +269,6 @@ def test_the_time_stamp_counter_goes_on_from_what_is_written(engine):
     assert adjusted.reg("rdx") >> 31  # back by as much as had passed
 
 
-def paged(code, engine, **regs):
-    """64-bit code at ENTRY with 4 KiB pages under 0x200000 to 0x3fffff, whose table lies at 0xc000."""
-    machine = Machine("long64", code, engine=engine, **regs)
-    machine.poke(TABLES + 0x2000 + 8, struct.pack("<Q", 0xC003))
-    machine.poke(0xC000, b"".join(struct.pack("<Q", 0x4000 | 3) for _ in range(512)))
-    return machine
-
-
-@engines
-def test_pages_of_one_table_get_their_own_accessed_and_dirty_bits(engine):
-    # mov al, [0x200000]; mov al, [0x201000]; mov [0x202000], al; mov [0x203000], al
-    code = "8a042500002000" + "8a042500102000" + "88042500202000" + "88042500302000" + "f4"
-    machine = paged(code, engine)
-    assert machine.run() == HltExit()
-    marks = [machine.peek(0xC000 + 8 * page, 1)[0] & 0x60 for page in range(5)]
-    assert marks == [0x20, 0x20, 0x60, 0x60, 0]
-
-
-@engines
-def test_a_table_that_is_exchanged_above_is_seen_after_the_tlb_was_flushed(engine):
-    # mov al, [0x200000]; mov al, [0x201000]; mov qword [PDE], another; CR3 to itself; mov bl, [0x202000]
-    exchange = f"48c70425{struct.pack('<I', TABLES + 0x2008).hex()}03d00000"
-    code = "8a042500002000" + "8a042500102000" + exchange + "0f20d9" + "0f22d9" + "8a1c2500202000" + "f4"
-    machine = paged(code, engine)
-    machine.poke(0xD000, b"".join(struct.pack("<Q", 0x5000 | 3) for _ in range(512)))
-    machine.poke(0x4000, b"\x11")
-    machine.poke(0x5000, b"\x22")
-    assert machine.run() == HltExit()
-    assert (machine.reg("rax") & 0xFF, machine.reg("rbx") & 0xFF) == (0x11, 0x22)
-    machine.cpu.set_registers({"rip": ENTRY})
-
-
-@engines
-def test_what_the_host_writes_into_a_table_counts_for_the_next_page(engine):
-    machine = paged("8a042500002000" + "8a042500102000" + "e642" + "8a042500202000" + "f4", engine)
-    assert isinstance(machine.run(), IoExit)
-    machine.poke(0xC010, bytes(8))
-    machine.cpu.set_special_registers({"idt": {"base": 0, "limit": 0}})
-    assert machine.run() == ShutdownExit()
-
-
-@engines
-def test_a_table_in_a_logged_slot_is_logged_for_each_mark(engine):
-    machine = paged("8a042500002000" + "8a042500102000" + "f4", engine)
-    tables = Ram(0x1000)
-    tables.bytes[:] = b"".join(struct.pack("<Q", 0x4000 | 3) for _ in range(512))
-    machine.slots.put(HOLE, tables, log_dirty=True)
-    machine.poke(TABLES + 0x2008, struct.pack("<Q", HOLE | 3))
-    assert machine.run() == HltExit()
-    assert machine.slots.dirty == [HOLE] * 2
-
-
 @engines
 @pytest.mark.parametrize(("privilege", "exit"), [(0, HltExit()), (1, ShutdownExit()), (3, ShutdownExit())])
 @pytest.mark.parametrize("load", ["8ed0", "0fb223"], ids=["mov", "lss"])
@@ -437,18 +277,6 @@ def test_a_null_stack_segment_has_the_privileges_of_the_code(engine, load, privi
     machine.poke(0x6000, struct.pack("<IH", 0x7000, privilege))
     assert machine.run() == exit
     assert machine.cpu.special_registers()["ss"]["selector"] == (0 if exit == HltExit() else 16)
-
-
-@modes
-def test_the_other_code_of_test_is_one(mode, engine):
-    machine = Machine(mode, "b080" + "f6c880" + "f4", engine=engine)  # mov al, 0x80; test al, 0x80
-    assert machine.run() == HltExit()
-    assert (machine.reg("rflags"), machine.reg("rip")) == (0x82, ENTRY + 6)
-    machine.cpu.set_registers({"rip": ENTRY + 0x100, "rbx": HOLE, "rflags": 2})
-    machine.poke(ENTRY + 0x100, ("67" if mode == "real" else "") + "f60b01" + "f4")  # test byte [rbx], 1
-    assert machine.run() == MmioExit(HOLE, 1, is_write=False)
-    assert machine.run(b"\x02") == HltExit()
-    assert machine.reg("rflags") == 0x46
 
 
 @engines

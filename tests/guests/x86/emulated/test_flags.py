@@ -6,7 +6,7 @@ import pytest
 
 from kickstand.core.run.exits import HltExit, InternalErrorExit, IoExit, MmioExit
 from kickstand.guests.x86.translated import nested_walk
-from tests.guests.x86.test_exits import ENTRY, HOLE, STACK, Machine, Ram, modes, special_registers, wide
+from tests.guests.x86.machine import ENTRY, HOLE, STACK, Machine, Ram, modes, special_registers, wide
 
 READONLY = 0x30000
 CARRY = 1

@@ -3,7 +3,7 @@
 import pytest
 
 from kickstand.core.run.exits import HltExit, IoExit, MmioExit, ShutdownExit
-from tests.guests.x86.test_exits import ENTRY, HOLE, Machine, Ram, modes
+from tests.guests.x86.machine import ENTRY, HOLE, Machine, Ram, modes
 
 PORT = 0x60
 

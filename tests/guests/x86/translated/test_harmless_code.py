@@ -3,7 +3,7 @@
 import pytest
 
 from kickstand.core.run.exits import HltExit, IoExit
-from tests.guests.x86.test_exits import ENTRY, Machine
+from tests.guests.x86.machine import ENTRY, Machine
 
 LOOP = "b8eeeeeeee" + "ffc9" + "75f7" + "f4"  # mov eax, 0xeeeeeeee; dec ecx; jnz; hlt
 OUT = bytes.fromhex("90eeffc9" + "7500" + "7500")  # nop; out dx, al; dec ecx

@@ -13,7 +13,7 @@ from kickstand.core.run.exits import HltExit, InterruptedExit, IoExit, ShutdownE
 from kickstand.guests.x86.emulated.emulator import Emulator
 from kickstand.guests.x86.translated import live_state, nested_walk
 from kickstand.guests.x86.translated.unicorn_engine import Engine
-from tests.guests.x86.test_exits import ENTRY, TABLES, Machine, Ram, modes, special_registers
+from tests.guests.x86.machine import ENTRY, TABLES, Machine, Ram, modes, special_registers
 
 engines = pytest.mark.parametrize("engine", ["precise", "fast"])
 
