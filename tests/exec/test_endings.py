@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-PROGRAMS = Path(__file__).parent / "programs"
+from .conftest import PROGRAMS
+
 pytestmark = pytest.mark.slow
 
 

@@ -1,11 +1,11 @@
 """Guest memory is the program's own, whatever it is, and follows what the program does with it."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
-PROGRAMS = Path(__file__).parent / "programs"
+from .conftest import PROGRAMS
+
 SHARE, COPY = (), ("--memory", "copy", "--summary")
 pytestmark = pytest.mark.slow
 

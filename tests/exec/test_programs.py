@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-PROGRAMS = Path(__file__).parent / "programs"
+from .conftest import PROGRAMS
+
 pytestmark = pytest.mark.slow
 FIRST = """version 12
 io out port 10 size 1 count 1 data 5

@@ -2,13 +2,13 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.long import either
 
-PROGRAMS = Path(__file__).parent / "programs"
+from .conftest import PROGRAMS
+
 pytestmark = pytest.mark.slow
 MERGES = either(20, 1_000)
 

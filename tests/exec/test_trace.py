@@ -3,15 +3,13 @@
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.long import either
 
-from .conftest import run
+from .conftest import PROGRAMS, run
 
-PROGRAMS = Path(__file__).parent / "programs"
 pytestmark = pytest.mark.slow
 
 
