@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kickstand.core.errors import KvmError
 from kickstand.guests.x86.emulated.interrupts.events import Event, Events, Told
-from kickstand.guests.x86.memory.paging import READ
+from kickstand.guests.x86.memory.page_walk import READ
 from kickstand.guests.x86.snapshot import fpu_registers, fpu_words, load_fpu
 from kickstand.guests.x86.state.faults import NMI, WITH_ERROR_CODE, GuestFaultError
 from kickstand.guests.x86.state.registers import CR0_PG

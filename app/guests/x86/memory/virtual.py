@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from kickstand.guests.x86.memory.paging import FETCH, READ, WRITE
+from kickstand.guests.x86.memory.page_walk import FETCH, READ, WRITE
 from kickstand.guests.x86.memory.physical import (
     PAGE,
     PAGE_MASK,

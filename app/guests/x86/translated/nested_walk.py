@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from kickstand.guests.x86.memory.paging import walks_alike
+from kickstand.guests.x86.memory.page_walk import walks_alike
 from kickstand.guests.x86.memory.physical import PAGE_MASK, AccessStoppedError
 from kickstand.guests.x86.translated.alarm import Alarm
 from kickstand.guests.x86.translated.nested_tables import Answer, NestedTables
@@ -134,7 +134,7 @@ class NestedWalk:
         pages = self._code.all_pages()
         if len(pages) > MOST_PAGES:
             self._code.forget_all()
-            engine.watch_no_stores()
+            engine.stores.unwatch_all()
             engine.flush_code()
             return
         for host, gpa in pages:

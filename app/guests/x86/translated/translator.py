@@ -13,7 +13,8 @@ import ctypes
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from kickstand.guests.x86.memory.paging import FETCH, READ, WRITE, Mmu
+from kickstand.guests.x86.memory.page_walk import FETCH, READ, WRITE
+from kickstand.guests.x86.memory.paging import Mmu
 from kickstand.guests.x86.memory.physical import PAGE, PAGE_MASK, AccessStoppedError, PhysicalMemory
 from kickstand.guests.x86.state.faults import GuestFaultError
 from kickstand.guests.x86.state.registers import CpuState
@@ -210,7 +211,7 @@ class Translator:
 
     def _forget_code(self) -> None:
         self._code.forget_all()
-        self.engine.watch_no_stores()
+        self.engine.stores.unwatch_all()
         self._make_room()
         self._flush_tlb()
 
@@ -303,7 +304,7 @@ class Translator:
         """
         if not self._may_execute(page, state) or self._fill_code(page, gpa, host, state) is None:
             return None
-        if self._counted and not self.engine.watch_stores(host):
+        if self._counted and not self.engine.stores.watch(host):
             return None
         self._code.mix(host)
         self._memory.note_dirty(gpa)

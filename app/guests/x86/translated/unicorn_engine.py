@@ -1,4 +1,4 @@
-"""The only file that calls Unicorn.
+"""The engine: one Unicorn instance behind a few calls. Nothing above this and what it imports knows Unicorn.
 
 The engine runs with its *virtual TLB*: each miss asks ``on_fill``, so translation, permissions and holes are ours and
 cost nothing while they hit. Or with its own page walk, twenty times faster at a miss, with nested page tables (those of
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import struct
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from importlib import import_module
@@ -25,13 +24,12 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 
 from kickstand.guests.x86.state.faults import DB, GP, PF
-from kickstand.guests.x86.state.registers import FLAG_VM, GPR_NAMES, STATE_SIZE, CpuState
+from kickstand.guests.x86.state.registers import FLAG_VM, STATE_SIZE
 from kickstand.guests.x86.translated.host_window import BLOCKS, engine_address, host_address
-from kickstand.guests.x86.translated.live_state import live_state
+from kickstand.guests.x86.translated.unicorn_internals import Internals
+from kickstand.guests.x86.translated.watched_stores import WatchedStores
 
 _unicorn: Any = import_module("unicorn")  # what it exports has no usable types
-_translate: Any = import_module("unicorn.unicorn_py3.unicorn").uclib.uc_vmem_translate  # has no Python method
-_translate.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int, ctypes.c_void_p)
 
 FILL_READ, FILL_WRITE, FILL_FETCH = uc_const.UC_MEM_READ, uc_const.UC_MEM_WRITE, uc_const.UC_MEM_FETCH
 CAN_READ, CAN_WRITE, CAN_EXECUTE = uc_const.UC_PROT_READ, uc_const.UC_PROT_WRITE, uc_const.UC_PROT_EXEC
@@ -47,9 +45,6 @@ _PAGE = 4096
 _VM_EXIT = 0x100  # EXCP_VMEXIT: the exceptions from here on are exits of SVM
 _RESERVED = 8  # in the error code of a page fault
 _FAULT_ADDRESS = 0x80  # control.exit_info_2 in the block that such an exit is written to
-_COUNT, _IN_PIECES, _NO_EXIT_REQUEST, _RIP_WRITTEN = 0x560, 0x568, 0x7F2, 0x3A32  # of ``struct uc_struct``
-_MOST_WATCHED = 64  # pages; each store to one of them looks through all
-_CONTEXT_HEADER = 40  # bytes of Unicorn's own before the CPU structure
 
 
 class Stop(Enum):
@@ -93,7 +88,8 @@ class Engine:
         self._uc = _unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
         self._uc.reg_write(x86_const.UC_X86_REG_FPCW, _FPU_CONTROL)
         self._uc.reg_write(x86_const.UC_X86_REG_MXCSR, _SSE_CONTROL)
-        self.state = self._find_state()
+        self._internals = Internals(self._uc)
+        self.state = self._internals.state
         """Where the engine itself has it. While code runs its arithmetic flags, DF and RIP may lag."""
         self.reset_bytes = bytes(self.state)
         self.vector: int | None = None
@@ -112,12 +108,9 @@ class Engine:
         """(guest-physical address, error code) that the nested tables refused."""
         self._vm_exit = False
         self._counting = False
-        self._watched: dict[int, int] = {}  # host page: its hook
-        self._stored_at = -1  # RIP of the last store to one of them
-        self._in_pieces = ctypes.c_int.from_address(self._uc._uch.value + _IN_PIECES)  # noqa: SLF001 - no call
-        self._rip_written = ctypes.c_bool.from_address(self._uc._uch.value + _RIP_WRITTEN)  # noqa: SLF001 - no call
-        self._unstoppable = ctypes.c_bool.from_address(self._uc._uch.value + _NO_EXIT_REQUEST)  # noqa: SLF001 - no call
-        self._unstoppable.value = True
+        self.stores = WatchedStores(self._uc, self._internals)
+        """To pages of code, in runs that count."""
+        self._internals.unstoppable.value = True
         self._asked = False
         self._data_refused = False
         self._uc.ctl_set_tlb_mode(uc_const.UC_TLB_VIRTUAL)
@@ -144,11 +137,7 @@ class Engine:
         self.run(4)
         if not reported:
             raise RuntimeError("this Unicorn does not report what it translates: port I/O would not be seen")
-        if ctypes.c_uint64.from_address(self._uc._uch.value + _COUNT).value != 4:  # noqa: PLR2004, SLF001 - as above
-            raise RuntimeError("this Unicorn keeps what it knows of a store at a place that is not known here")
-        self._uc.reg_write(x86_const.UC_X86_REG_RIP, 0)
-        if not self._rip_written.value:
-            raise RuntimeError("this Unicorn keeps what it knows of RIP at a place that is not known here")
+        self._internals.check(4)
         self._check_stops(page, host)
         self.recycle()
 
@@ -166,26 +155,6 @@ class Engine:
         self.run(0)
         if page[16] != 1 or not self.state.rip:
             raise RuntimeError("this Unicorn may execute instructions twice")
-
-    def _find_state(self) -> CpuState:
-        """Write through the public calls and look through the structure."""
-        original = self._uc.context_save()
-        values = [0x1234 << 48 ^ self._uc._uch.value + index for index in range(len(GPR_NAMES))]  # noqa: SLF001 - no other's
-        for name, value in zip(GPR_NAMES, values, strict=True):
-            self._uc.reg_write(getattr(x86_const, f"UC_X86_REG_{name.upper()}"), value)
-        self._uc.reg_write(x86_const.UC_X86_REG_FS_BASE, 0xABCD0001)
-        self._uc.reg_write(x86_const.UC_X86_REG_TR, (0x28, 0xABCD0002, 0x67, 0x8B00))
-        self._uc.reg_write(x86_const.UC_X86_REG_CR2, 0xABCD0003)
-        expected = [0xABCD0001, 0xABCD0002, 0xABCD0003, 0x500, -1]
-
-        def is_it(state: CpuState) -> bool:
-            return [state.segment[4].base, state.tr.base, state.cr[2], state.efer, state.old_exception] == expected
-
-        state = live_state(self._uc._uch.value, struct.pack("<16Q", *values), is_it)  # noqa: SLF001 - no call
-        if original.size != _CONTEXT_HEADER + STATE_SIZE:
-            raise RuntimeError("this Unicorn keeps its CPU state in a form that is not known here")
-        self._uc.context_restore(original)
-        return state
 
     # -- running ---------------------------------------------------------------------------------------------
 
@@ -246,9 +215,9 @@ class Engine:
             self._counting = counting
             # Else Unicorn looks for stops after each access to memory too, and goes back to the instruction, whose
             # store is done. Code that counts can only be left like that; it is not stopped from outside.
-            self._unstoppable.value = not counting
+            self._internals.unstoppable.value = not counting
         self._data_refused = self._asked = self._vm_exit = False
-        self._stored_at = -1
+        self.stores.run_begins()
         self._wanted = self.vector = None
         self._set_stops(())
         self.state.kind = int(self.windowed)
@@ -262,10 +231,7 @@ class Engine:
 
         The TLB has it then. Page tables may say something else already.
         """
-        found = ctypes.c_uint64()
-        if _translate(self._uc._uch, page, uc_const.UC_PROT_EXEC, ctypes.byref(found)):  # noqa: SLF001 - see above
-            raise RuntimeError("code was translated from a page that the TLB does not have")
-        return host_address(found.value)
+        return self._internals.executed_page(page)
 
     def stop(self) -> None:
         """End ``run`` soon; any thread. Lost if ``run`` has not begun."""
@@ -294,8 +260,7 @@ class Engine:
             # An instruction that stores to its own block is repeated like that. If it were to be translated once more
             # for what lies in its middle, it would come with its block, and be repeated again.
             stops = [stop for stop in stops if stop == block.pc]
-            if self.state.rip == self._stored_at:
-                self._repeat_store(block)
+            self.stores.repeat(block.pc)
         if self._obeyed.issuperset(stops):  # what is left of them lies in the middle of instructions
             if self._obeyed and self._again == (block.pc, block.size):
                 self.note_harmless(block.pc, block.size)
@@ -307,44 +272,14 @@ class Engine:
         if self._counting:
             self._set_stops(stops)
             self._uc.reg_write(x86_const.UC_X86_REG_RIP, self._uc.reg_read(x86_const.UC_X86_REG_RIP))  # come again
-            self._rip_written.value = False  # else the run ends with what its last access to memory left in ``cc_op``
+            self._internals.rip_written.value = (
+                False  # else the run ends with what its last access to memory left in ``cc_op``
+            )
         else:
             # Not like that here: until the end of the run Unicorn would take it that RIP is up to date whenever a
             # stop asks for it, while code that was chained runs on without.
             self._wanted = stops
             self._uc.emu_stop()
-
-    def _storing(self, *_of_it: object) -> None:
-        """Code that counts is about to store to its own page; to tell where, Unicorn has set ``cc_op`` back."""
-        self.state.flags_are_collected()
-        self._stored_at = self.state.rip
-
-    def _repeat_store(self, block: _Block) -> None:
-        """The store rewrites its own block, which was left in its middle: mend what that leaves behind, each time."""
-        self.state.flags_are_collected()
-        self._in_pieces.value = 0  # else no store would be told any more
-        self._uc.ctl_remove_cache(block.pc, block.pc + 1)
-
-    def watch_stores(self, host: int) -> bool:
-        """Let code that counts store to this page of code. False: to too many already."""
-        if host not in self._watched:
-            if len(self._watched) == _MOST_WATCHED:
-                return False
-            at = engine_address(host)
-            self._watched[host] = self._uc.hook_add(
-                uc_const.UC_HOOK_MEM_WRITE, self._storing, begin=at, end=at + _PAGE - 1
-            )
-        return True
-
-    def watch_no_stores(self) -> None:
-        """There is no page of code any more."""
-        for host in list(self._watched):
-            self._unwatch(host)
-
-    def _unwatch(self, host: int) -> None:
-        hook = self._watched.pop(host, None)
-        if hook is not None:
-            self._uc.hook_del(hook)
 
     def _interrupt(self, _uc: object, vector: int, _data: object) -> None:
         if vector >= _VM_EXIT:
@@ -393,7 +328,7 @@ class Engine:
         nested = self.nested
         self.use_nested(None)  # the removal looks the page up like a fetch, so the answer above must be asked for
         self._uc.ctl_remove_cache(host, host + _PAGE)
-        self._unwatch(host)
+        self.stores.unwatch(host)
         self.on_fill = fill
         self.use_nested(nested)
 
@@ -402,7 +337,7 @@ class Engine:
         self.on_fill, self.find_stops, self.windowed = _no_fill, _no_stops, False
         self.note_harmless = _nobody
         self._set_stops(())
-        self.watch_no_stores()
+        self.stores.unwatch_all()
         self.flush_code()
         self.use_nested(None)
         ctypes.memmove(ctypes.addressof(self.state), self.reset_bytes, STATE_SIZE)

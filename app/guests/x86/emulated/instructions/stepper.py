@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kickstand.guests.x86.emulated.decoding.decode import shape
 from kickstand.guests.x86.emulated.decoding.emulable import is_emulated
-from kickstand.guests.x86.memory.paging import FETCH, READ, WRITE
+from kickstand.guests.x86.memory.page_walk import FETCH, READ, WRITE
 from kickstand.guests.x86.memory.physical import PAGE, PAGE_MASK, AccessStoppedError, Fragment, page_pieces
 from kickstand.guests.x86.memory.virtual import MAX_INSTRUCTION
 from kickstand.guests.x86.state.faults import GP, PF, SS_FAULT, DeviceAccessError, GuestFaultError
