@@ -12,10 +12,10 @@ from kickstand.explore.evidence.counterexample import Counterexample, Fallen, ex
 from kickstand.explore.evidence.paths import to_busy, to_hit, to_lasso, to_lost, to_stretch
 from kickstand.explore.learn.knowledge import Knowledge, Ways
 from kickstand.explore.learn.model import Model, Renew
-from kickstand.explore.search.properties import LIVENESS, SAFETY, property_of
+from kickstand.explore.search.properties import LIVENESS, SAFETY, Name, property_of
 from kickstand.explore.search.reduction import Outdated, Reduction
 from kickstand.explore.search.sampling import LENGTH, RUNS, Sampler
-from kickstand.explore.search.states import ASSERTION, Hit, Progress, Search
+from kickstand.explore.search.states import Hit, Progress, Search
 from kickstand.explore.search.tables import WORD, Tables, TooWideError, Widths
 from kickstand.explore.search.whole_runs.busy import Busy, bounded_busy
 from kickstand.explore.search.whole_runs.cycles import Lasso, TooLargeError, decide, forsaken
@@ -29,8 +29,7 @@ MAX_STATES = 160_000_000
 LEARN = 200_000  # states after which a search is large enough to be worth reducing
 AHEAD = (4_000, 400)  # and how many further states a level it looks at, for how many levels, to know what there is
 EXACT = 4_000_000  # states within which a loop is sought again without reduction, for the shortest way to it
-LOST_WAKEUP = "lost_wakeup"
-UNASKED = (ASSERTION, LOST_WAKEUP)  # what makes every other answer worthless is looked for in any case
+UNASKED = (Name.ASSERTION, Name.LOST_WAKEUP)  # what makes every other answer worthless is looked for in any case
 Fault = Hit | Lasso | Stretch
 Report = Callable[[Progress], None]
 
@@ -189,7 +188,7 @@ class Decision:
             kind = Answer.VIOLATED if found else Answer.UNDECIDED
             verdict = self._verdict(name, kind, len(sampler.states), sampler.steps, started, None if found else bound)
             if found is not None:
-                fallen = Fallen(name, found.thread, name == "deadlock")
+                fallen = Fallen(name, found.thread, name == Name.DEADLOCK)
                 verdict.counterexample = explain(self.model, self.widths, found.path, fallen)
             verdicts.append(verdict)
         return verdicts
@@ -246,13 +245,13 @@ class Decision:
             found: Hit | Lasso | Stretch | Lost | None
             if not property_of(name).safety:
                 found = None if self.model.runaway else decide(self.search, name)
-            elif name == "bounded_busy":
+            elif name == Name.BOUNDED_BUSY:
                 found = bounded_busy(self.search)
             else:
                 found = result.hits.get(name)
-            if name == "deadlock" and found is None and not bound:
+            if name == Name.DEADLOCK and found is None and not bound:
                 found = forsaken(self.search)
-            if name == LOST_WAKEUP:
+            if name == Name.LOST_WAKEUP:
                 found = lost_wakeup(self.search)
                 bound = None if result.states > LOOKED_AT else bound  # it looks at no more
             if found is None and name in RULES:
@@ -305,12 +304,12 @@ class Decision:
             if not exact.result.bound:
                 again = decide(exact, name) if isinstance(found, Lasso) else find(exact, name)
         else:
-            depth = found.depth if name == "bounded_busy" else 0
+            depth = found.depth if name == Name.BOUNDED_BUSY else 0
             if self.exact_hits is None or len(self.exact_hits.result.levels) < depth:
                 hits = self.search.result.hits
                 self.exact_hits = self._run(hits, self.max_states, until_decided=True, depth=depth)
             exact = self.exact_hits
-            again = bounded_busy(exact) if name == "bounded_busy" else exact.result.hits.get(name)
+            again = bounded_busy(exact) if name == Name.BOUNDED_BUSY else exact.result.hits.get(name)
         self.widths = exact.tables.widths if again else self.search.tables.widths
         return (exact, again) if again else (self.search, found)
 
@@ -330,10 +329,9 @@ class Decision:
         else:
             path = to_hit(search, found)
             about = next((thread for thread in (found.blocked, found.about) if thread is not None), about)
-        stuck = not path.loop and (
-            not property_of(name).safety or name == "deadlock" or getattr(found, "blocked", None) is not None
-        )
-        left = name == "deadlock" and getattr(found, "blocked", None) is not None
+        blocked = found.blocked if isinstance(found, Hit) else None
+        stuck = not path.loop and (not property_of(name).safety or name == Name.DEADLOCK or blocked is not None)
+        left = name == Name.DEADLOCK and blocked is not None
         return explain(self.model, self.widths, path, Fallen(name, about, stuck, left))
 
 

@@ -14,11 +14,11 @@ from multiprocessing import get_context
 from typing import Any
 
 from kickstand.explore.crowd.certificate import certify
-from kickstand.explore.decide import LOST_WAKEUP, Answer, Decision, Effort, Verdict
+from kickstand.explore.decide import Answer, Decision, Effort, Verdict
 from kickstand.explore.evidence.replay import Replay, replay
 from kickstand.explore.evidence.tokens import Token, TokenError, check_code, check_model, decode
 from kickstand.explore.question import Question
-from kickstand.explore.search.properties import SAFETY, property_of
+from kickstand.explore.search.properties import SAFETY, Name, property_of
 from kickstand.explore.search.states import Progress
 from kickstand.explore.search.whole_runs.wakeups import LOOKED_AT
 from kickstand.explore.world.cell import BEHAVIOURS, Cell
@@ -41,7 +41,7 @@ class Tick:
 Report = Callable[[Tick], None]
 SearchReport = Callable[[Progress], None]
 LARGE = 4  # vCPUs
-BY_FEW = (*(name for name in SAFETY if name != "deadlock"), "livelock")  # what falls however long the others wait
+BY_FEW = (*(name for name in SAFETY if name != Name.DEADLOCK), Name.LIVELOCK)  # what falls however long the others wait
 
 
 def run_cell(question: Question, report: SearchReport | None = None) -> list[Verdict]:
@@ -70,7 +70,7 @@ def _large(cell: Cell, properties: tuple[str, ...], effort: Effort, report: Sear
     two = Decision(cell, replace(effort, moving=2)).verdicts(few) if few else []
     found = {verdict.property: verdict for verdict in two if verdict.verdict is Answer.VIOLATED}
     rest = [name for name in rest if name not in found]
-    if rest == [LOST_WAKEUP]:
+    if rest == [Name.LOST_WAKEUP]:
         effort = replace(effort, max_states=min(effort.max_states, 2 * LOOKED_AT))
     if rest:
         found |= {verdict.property: verdict for verdict in Decision(cell, effort, report).verdicts(rest)}

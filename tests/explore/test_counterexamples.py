@@ -14,6 +14,7 @@ from rich.console import Console
 from kickstand.core.variants.sticky import Sticky
 from kickstand.explore.command import Options, run
 from kickstand.explore.evidence import replay as replaying
+from kickstand.explore.evidence import tokens
 from kickstand.explore.evidence.columns import WIDTH, columns
 from kickstand.explore.evidence.replay import ReplayError
 from kickstand.explore.evidence.tokens import Schedule, TokenError, decode
@@ -107,6 +108,15 @@ def test_a_token_is_refused_with_the_reason_when_the_code_changed(lost_exit):
     other = "0" * 8 if model != "0" * 8 else "1" * 8
     with pytest.raises(TokenError, match="the code changed since"):
         replay_token(f"{head}:{other}:{payload}")
+
+
+@pytest.mark.parametrize(
+    "file", ["vcpu.py", "build.py", "observer.py", "cycles.py", "decide.py", "judge.py", "replay.py"]
+)
+def test_the_hash_of_a_token_covers_all_code_that_decides(file, monkeypatch):
+    before, meaning = tokens._decides(), tokens._meaning
+    monkeypatch.setattr(tokens, "_meaning", lambda path: "changed" if path.name == file else meaning(path))
+    assert tokens._decides.__wrapped__() != before
 
 
 @pytest.mark.parametrize(

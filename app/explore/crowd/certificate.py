@@ -12,7 +12,7 @@ from kickstand.explore.crowd.ghosts import CompanyError, Ghosts
 from kickstand.explore.crowd.worlds import Renaming, UnevenError, owners, resizing
 from kickstand.explore.decide import Answer, Decision, Effort
 from kickstand.explore.learn.knowledge import Knowledge
-from kickstand.explore.search.properties import LIVENESS
+from kickstand.explore.search.properties import LIVENESS, Name
 from kickstand.explore.search.tables import TooWideError
 from kickstand.explore.search.whole_runs.cycles import TooLargeError, never_ends
 from kickstand.explore.world.cell import Cell
@@ -22,8 +22,8 @@ LARGEST = 2  # vCPUs of the small world
 CROWD = 6  # vCPUs of the world that is looked at by random runs
 STEPS = 5_000  # operations of these runs
 BOUND = 20_000_000  # states of a world with ghosts
-ALONE = ("deadlock", *LIVENESS)  # where several VMMs may wait for different vCPUs at once
-NUMBERED = ("lost_wakeup",)  # a wake-up is no answer: what is woken in company is not compared
+ALONE = (Name.DEADLOCK, *LIVENESS)  # where several VMMs may wait for different vCPUs at once
+NUMBERED = (Name.LOST_WAKEUP,)  # a wake-up is no answer: what is woken in company is not compared
 
 
 @dataclass(slots=True)

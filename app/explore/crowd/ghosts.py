@@ -24,6 +24,7 @@ from typing import Any
 
 from kickstand.core.atomics import Blocked, Shared
 from kickstand.explore.crowd.worlds import Owners, owners
+from kickstand.explore.learn.knowledge import Ways
 from kickstand.explore.learn.objects import Objects, Raised, Ref, Trap, Way
 from kickstand.explore.world.parts import Role, World
 
@@ -141,8 +142,8 @@ class Shadowed:
 
 
 @dataclass(slots=True)
-class Ghosts:
-    """``Ways`` of a world with more vCPUs than the small one: ``kept`` has the vCPUs of each small world.
+class Ghosts(Ways):
+    """Those of a world with more vCPUs than the small one: ``kept`` has the vCPUs of each small world.
 
     ``twins`` are positions among the objects of nobody: those that vCPUs share and that change. The small worlds have
     ``size`` vCPUs and, if one is given, the vCPU ``about``.

@@ -12,7 +12,7 @@ from kickstand.explore.evidence.tokens import Schedule, encode
 from kickstand.explore.evidence.trail import Tracer, Trail
 from kickstand.explore.learn.model import Model
 from kickstand.explore.learn.observe import Did
-from kickstand.explore.search.properties import property_of
+from kickstand.explore.search.properties import Name, property_of
 from kickstand.explore.search.tables import Widths
 from kickstand.explore.search.ways import Path
 from kickstand.explore.world.scenarios import Scenario
@@ -68,10 +68,10 @@ def explain(model: Model, widths: Widths, path: Path, fallen: Fallen) -> Counter
     cell = model.knowledge.cell
     unseen = bool(property_of(fallen.name).flag & UNSEEN)
     tracer = Tracer(model, widths)
-    trail = tracer.trace(path, stuck=fallen.stuck, to_the_end=unseen, abrupt=fallen.name == "lost_wakeup")
+    trail = tracer.trace(path, stuck=fallen.stuck, to_the_end=unseen, abrupt=fallen.name == Name.LOST_WAKEUP)
     schedule = schedule_of(trail, fallen.name, fallen.about + fallen.left)
     run = replay(cell, schedule)
-    moved = path.moves or fallen.name == "assertion"
+    moved = path.moves or fallen.name == Name.ASSERTION
     error = model.error(fallen.about, widths.unpack(path.end)[fallen.about]) if moved else None
     story = _story(fallen.name, trail, fallen.about)
     if fallen.left:
@@ -91,19 +91,20 @@ def _told(error: BaseException) -> str:
 
 def _story(name: str, trail: Trail, about: int) -> str:
     who = trail.threads[about]
-    stories = {
-        "deadlock": "nothing can move any more",
-        "livelock": f"{who} returns EINTR for ever inside the window",
-        "kick_returns": f"the KICK of {who} never returns",
-        "progress": f"{who} is never in its guest or halted again"
+    stories: dict[str, str] = {
+        Name.DEADLOCK: "nothing can move any more",
+        Name.LIVELOCK: f"{who} returns EINTR for ever inside the window",
+        Name.KICK_RETURNS: f"the KICK of {who} never returns",
+        Name.PROGRESS: f"{who} is never in its guest or halted again"
         if trail.threads[about].rpartition("/")[2].startswith("CPU")
         else f"{who} never gets on",
-        "resume_runs": f"{who} never runs again",
-        "kick_drains": f"KICK returned, and {who} is still in the KVM_RUN that it was in when KICK began",
-        "eintr_has_cause": f"nobody kicked {who}, no signal came, immediate_exit was not set",
-        "signal_leaves": f"a signal is pending for {who}, which never leaves KVM_RUN",
-        "lost_wakeup": f"{who} waits although it could go on: the last step has not woken it, and it sleeps for ever",
-        "bounded_busy": f"{who} returned EINTR three times in a row",
+        Name.RESUME_RUNS: f"{who} never runs again",
+        Name.KICK_DRAINS: f"KICK returned, and {who} is still in the KVM_RUN that it was in when KICK began",
+        Name.EINTR_HAS_CAUSE: f"nobody kicked {who}, no signal came, immediate_exit was not set",
+        Name.SIGNAL_LEAVES: f"a signal is pending for {who}, which never leaves KVM_RUN",
+        Name.LOST_WAKEUP: f"{who} waits although it could go on: the last step has not woken it, "
+        "and it sleeps for ever",
+        Name.BOUNDED_BUSY: f"{who} returned EINTR three times in a row",
     }
     return stories.get(name, "rule: " + property_of(name).summary)
 

@@ -14,7 +14,7 @@ from kickstand.core.shared.requests import Request, VcpuMode
 from kickstand.explore.learn.objects import Trap
 from kickstand.explore.learn.observe import At, Did, Places
 from kickstand.explore.learn.observer import NOTHING, SLOTS, Observer
-from kickstand.explore.search.properties import PROPERTIES
+from kickstand.explore.search.properties import PROPERTIES, Name
 from kickstand.explore.world.cell import infers_windows
 from kickstand.explore.world.ghosts import WatchedMemslots
 from kickstand.explore.world.parts import Role, World
@@ -60,7 +60,7 @@ class Judge:
             if seen.at & At.INSIDE_RUN and not before & At.INSIDE_RUN:
                 seen.caused = False
             if seen.at & At.ENDED and seen.memory.held:
-                self.fallen.add("balance")
+                self.fallen.add(Name.BALANCE)
         for vmm in self.vmms:
             self.seen[vmm].waited = {vcpu for vcpu in self.seen[vmm].waited if self.seen[vcpu].at & At.IN_KERNEL}
         for vcpu in self.vcpus:
@@ -75,9 +75,9 @@ class Judge:
         self.fallen |= {item.name for item in PROPERTIES.values() if did & item.flag}
         window = self.window(thread)
         if window and did & Did.ACCESS:
-            self.fallen.add("closed_window")
+            self.fallen.add(Name.CLOSED_WINDOW)
         if window and did & Did.CONSUMED:
-            self.fallen.add("no_bystander")
+            self.fallen.add(Name.NO_BYSTANDER)
         if not window or trap.method is VcpuMode.interrupted:  # or the guest was entered
             seen.eintr_in_row = 0
         if trap.method is Userspace.run_returned:
@@ -94,9 +94,9 @@ class Judge:
         seen = self.seen[thread]
         seen.eintr_in_row = seen.eintr_in_row + 1 if window and eintr else 0
         if seen.eintr_in_row > 2:
-            self.fallen.add("bounded_busy")
+            self.fallen.add(Name.BOUNDED_BUSY)
         if eintr and not seen.caused:
-            self.fallen.add("eintr_has_cause")
+            self.fallen.add(Name.EINTR_HAS_CAUSE)
         seen.at = At(0)
         for vmm in self.vmms:
             self.seen[vmm].waited.discard(thread)
@@ -106,14 +106,14 @@ class Judge:
         if trap.method is Transaction.kick_begins:
             seen.waited = {vcpu for vcpu in mine if self.seen[vcpu].at & At.IN_KERNEL}
         if trap.method is Transaction.kick_returned and seen.waited:
-            self.fallen.add("kick_drains")
+            self.fallen.add(Name.KICK_DRAINS)
         if did & Did.DYING:
             seen.readers = set()
         elif trap.method is WatchedMemslots.publish:
             seen.readers |= {vcpu for vcpu in mine if any(how == SLOTS for _, how in self.seen[vcpu].memory.held)}
         if did & Did.UNLOCKED:
             if seen.readers:
-                self.fallen.add("balance")
+                self.fallen.add(Name.BALANCE)
             seen.readers = set()
             for other in self.seen:
                 other.readers.discard(thread)

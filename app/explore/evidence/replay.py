@@ -24,7 +24,7 @@ from kickstand.explore.evidence.tokens import Schedule
 from kickstand.explore.learn.objects import Raised, Trap
 from kickstand.explore.learn.observe import HOME, At, Did
 from kickstand.explore.learn.where import Where, where
-from kickstand.explore.search.properties import property_of
+from kickstand.explore.search.properties import Name, property_of
 from kickstand.explore.world.build import build
 from kickstand.explore.world.cell import Cell
 from kickstand.explore.world.own import Protocol
@@ -150,7 +150,7 @@ class Replay:
     def _check_schedule(self) -> None:
         """A token that somebody changed may name threads that there are not."""
         threads = len(self.world.threads)
-        about = self.schedule.vcpu - (self.schedule.prop == "deadlock")
+        about = self.schedule.vcpu - (self.schedule.prop == Name.DEADLOCK)
         if max((*self.schedule.threads, about)) >= threads:
             raise ReplayError(f"the schedule names a thread beyond the {threads} of its scenario")
         if self.schedule.loop > len(self.schedule.threads):
@@ -158,7 +158,7 @@ class Replay:
 
     async def _perform(self, coroutines: list[Coroutine[Any, Any, Any]]) -> None:
         threads, loop = self.schedule.threads, self.schedule.loop
-        if self.schedule.prop == "lost_wakeup":
+        if self.schedule.prop == Name.LOST_WAKEUP:
             await self._lose_wakeup()
             return
         prefix, cycle = (threads[:-loop], threads[-loop:]) if loop else (threads, ())
@@ -171,12 +171,12 @@ class Replay:
         prop = self.schedule.prop
         if prop in self.judge.fallen:
             return
-        if prop == "no_bystander":
+        if prop == Name.NO_BYSTANDER:
             await self._expect_bystander(coroutines)
-        elif prop == "assertion":
+        elif prop == Name.ASSERTION:
             self._expect(self.tasks[self.schedule.vcpu].done(), "the thread goes on")
             self._expect(self.tasks[self.schedule.vcpu].exception() is not None, "the thread raised nothing")
-        elif property_of(prop).safety and prop != "deadlock":
+        elif property_of(prop).safety and prop != Name.DEADLOCK:
             self._expect(False, "the property did not fall")
         elif not loop:
             await self._expect_stuck(coroutines)
@@ -190,16 +190,16 @@ class Replay:
             self.judge.seen[about].flags = 0
             for thread in cycle:
                 await self._let_go(thread)
-                if prop in ("progress", "resume_runs"):
+                if prop in (Name.PROGRESS, Name.RESUME_RUNS):
                     self._expect(not self.judge.places.of(coroutines[about]) & HOME, "the vCPU got into its guest")
-                if prop == "kick_returns":
+                if prop == Name.KICK_RETURNS:
                     self._expect(self._stage(about) is Stage.KICKING, "the KICK returned")
-                if prop == "livelock":
+                if prop == Name.LIVELOCK:
                     self._expect(self.judge.window(about), "the window closed")
                 self._expect(prop not in self.judge.came, "it became true")
-            if prop == "signal_leaves":
+            if prop == Name.SIGNAL_LEAVES:
                 self._expect(not self.judge.seen[about].flags & Did.RETURNED, "KVM_RUN returned")
-            if prop == "livelock":
+            if prop == Name.LIVELOCK:
                 self._expect(bool(self.judge.seen[about].flags & Did.EINTR), "no EINTR in the loop")
 
     async def _lose_wakeup(self) -> None:
@@ -221,7 +221,7 @@ class Replay:
 
     async def _expect_stuck(self, coroutines: list[Coroutine[Any, Any, Any]]) -> None:
         """Nobody can move: let everybody try. Where one thread is left behind, let that one try."""
-        if self.schedule.prop == "deadlock" and self.schedule.vcpu:
+        if self.schedule.prop == Name.DEADLOCK and self.schedule.vcpu:
             await self._expect_left_behind(self.schedule.vcpu - 1)
             return
         for number in range(len(coroutines)):
@@ -232,11 +232,11 @@ class Replay:
         prop, about = self.schedule.prop, self.schedule.vcpu
         self._expect(not self.waiting, "somebody could move")
         self._expect(prop not in self.judge.came, "it became true")
-        if prop == "kick_returns":
+        if prop == Name.KICK_RETURNS:
             self._expect(self._stage(about) is Stage.KICKING, "the KICK returned")
-        if prop in ("progress", "resume_runs"):
+        if prop in (Name.PROGRESS, Name.RESUME_RUNS):
             self._expect(not self.judge.places.of(coroutines[about]) & HOME, "the vCPU is in its guest or halted")
-        if prop == "signal_leaves":
+        if prop == Name.SIGNAL_LEAVES:
             inside = self.judge.places.of(coroutines[about]) & At.INSIDE_RUN
             self._expect(bool(inside) and self.judge.signalled(about), "no signal is pending inside KVM_RUN")
 

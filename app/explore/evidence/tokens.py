@@ -31,7 +31,7 @@ from kickstand.explore.world.stores import MEMORIES, SC
 from kickstand.guests import program, script
 
 PREFIX = "ks2"
-DECIDING = ("world", "learn", "search")  # rooms whose code makes verdicts
+DECIDING = ("world", "learn", "search", "decide.py", "evidence/judge.py", "evidence/replay.py")  # what makes verdicts
 LARGEST = 1 << 20  # operations of a schedule, bytes of a scenario: a token is short, what it unpacks to need not be
 
 
@@ -82,11 +82,22 @@ def _decides() -> str:
     """A hash of the explored code, and of the code that explores it."""
     digest = hashlib.sha256()
     here = Path(__file__).parents[1]
-    folders = (Path(kickstand.core.__file__).parent, *(here / room for room in DECIDING))
-    files = [path for folder in folders for path in sorted(folder.rglob("*.py")) if path.parent.name != "variants"]
-    for path in (*files, here / "evidence" / "replay.py", _file(program), _file(script)):
-        digest.update(_meaning(path).encode())
+    for place in (
+        Path(kickstand.core.__file__).parent,
+        *(here / name for name in DECIDING),
+        _file(program),
+        _file(script),
+    ):
+        for path in _files(place):
+            digest.update(_meaning(path).encode())
     return digest.hexdigest()
+
+
+def _files(place: Path) -> list[Path]:
+    """The sources there, but for variants: each is its own cells' matter."""
+    files = [place] if place.suffix else sorted(place.rglob("*.py"))
+    assert files, f"{place} has no code"
+    return [file for file in files if file.parent.name != "variants"]
 
 
 def _source(kind: type) -> Path:

@@ -7,6 +7,7 @@ object is private, this operation changes nothing) are checked again whenever it
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,7 +26,16 @@ from kickstand.explore.world.parts import Thread, World
 WALK_STEPS = 12_000
 WALK_LENGTH = 300
 Translate = Callable[[int, Trap], Trap]  # how a thread, by number, performs an operation
-Ways = Callable[[World, Objects], Translate]  # may share objects of its own
+
+
+class Ways(ABC):
+    """How the threads of a world perform operations, if not as the world has it; may share objects of its own."""
+
+    together: list[tuple[int, ...]]  # objects that are one component, once it was called
+
+    @abstractmethod
+    def __call__(self, world: World, objects: Objects) -> Translate:
+        """Say how; called once, before any thread runs."""
 
 
 def _plainly(_: int, trap: Trap) -> Trap:
@@ -43,7 +53,7 @@ class Knowledge:
             self.objects.name(proxy, name)
         special = self.world.stores or self.world.fates
         translate = ways(self.world, self.objects) if ways else self._by_world() if special else _plainly
-        self.together: list[tuple[int, ...]] = getattr(ways, "together", [])  # objects that are one component
+        self.together: list[tuple[int, ...]] = [] if ways is None else ways.together
         self.initial = self.objects.freeze()
         vms = self.world.vms.values()
         self.guard = Guard([vm.variant for vm in vms], [vcpu for vm in vms for vcpu in vm.vcpus.values()])

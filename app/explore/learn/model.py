@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from kickstand.explore.learn.knowledge import Knowledge
 from kickstand.explore.learn.local import LocalThread
+from kickstand.explore.learn.objects import Trap
 from kickstand.explore.learn.observe import At, Did
 from kickstand.explore.learn.observer import Memory, Observer
 from kickstand.explore.world.parts import Role
@@ -230,6 +231,6 @@ class Model:
         fresh = automaton.nodes[self._seen_nodes[thread] :]
         self._seen_nodes[thread] = len(automaton.nodes)
         for node in fresh:
-            for index in getattr(node.effect, "involved", ()):
-                if thread not in self.users.get(index, ()):
-                    raise Renew
+            involved = node.effect.involved if type(node.effect) is Trap else ()
+            if any(thread not in self.users.get(index, ()) for index in involved):
+                raise Renew

@@ -126,7 +126,7 @@ class Observer:
                 did |= Did.LOST_EXIT
                 access = Access.LOST
         elif what.gpa is not None:
-            kept = self.kept_writes if what.exit == "MMIO write" else self.kept_reads
+            kept = self.kept_writes if what.writes else self.kept_reads
             if what.gpa >> PAGE_SHIFT in kept:
                 did |= Did.SPURIOUS_MMIO
         if access is Access.FILLED and not what.errno:

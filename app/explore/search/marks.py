@@ -158,7 +158,7 @@ class Marks:
     def _due_in_common(self, words: Words, thread: int) -> Mask:
         """An event waits for a vCPU whose events others raise: then they are no part of its own component."""
         vcpu = self.model.threads[thread].vcpu
-        index: int = -1 if vcpu is None else getattr(vcpu.arch, "index", -1)
+        index: int = -1 if vcpu is None else cast("Any", vcpu.arch).index
         component = self.model.component_of.get(index)
         if component is None or component < len(self.model.threads):
             return np.zeros(len(words), dtype=bool)

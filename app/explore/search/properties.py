@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from kickstand.explore.learn.observe import Did
 from kickstand.explore.search.marks import Mark
@@ -10,6 +11,30 @@ from kickstand.explore.world.own import EVENTUALLY, NEVER
 
 NOTHING = Did(0)
 NOWHERE = Mark(0)
+
+
+class Name(StrEnum):
+    """The built-in properties, for those who decide them: one that is misspelt is a type error, and never ``holds``."""
+
+    MISSING_SLOT = "missing_slot"
+    SPURIOUS_MMIO = "spurious_mmio"
+    DEADLOCK = "deadlock"
+    BOUNDED_BUSY = "bounded_busy"
+    LOST_EXIT = "lost_exit"
+    LIVELOCK = "livelock"
+    KICK_RETURNS = "kick_returns"
+    PROGRESS = "progress"
+    RESUME_RUNS = "resume_runs"
+    DIRTY_KEPT = "dirty_kept"
+    KICK_DRAINS = "kick_drains"
+    COMPLETED_ONCE = "completed_once"
+    SIGNAL_LEAVES = "signal_leaves"
+    EINTR_HAS_CAUSE = "eintr_has_cause"
+    BALANCE = "balance"
+    ASSERTION = "assertion"
+    LOST_WAKEUP = "lost_wakeup"
+    CLOSED_WINDOW = "closed_window"
+    NO_BYSTANDER = "no_bystander"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,101 +58,101 @@ class Property:
         return bool(self.trigger or self.reaches) and not (self.trigger & done or self.reaches & reached)
 
 
-PROPERTIES = {
+PROPERTIES: dict[str, Property] = {
     item.name: item
     for item in (
         Property(
-            "missing_slot",
+            Name.MISSING_SLOT,
             "no guest access looks up a slot that is missing because a transaction is in progress",
             True,
             flag=Did.MISSING_SLOT,
             trigger=Did.ACCESS,
         ),
         Property(
-            "spurious_mmio",
+            Name.SPURIOUS_MMIO,
             "no KVM_RUN returns MMIO or INTERNAL_ERROR for an address that is RAM before and after",
             True,
             flag=Did.SPURIOUS_MMIO,
             trigger=Did.ACCESS,
         ),
-        Property("deadlock", "no state where nothing can move and somebody is not at rest", True),
+        Property(Name.DEADLOCK, "no state where nothing can move and somebody is not at rest", True),
         Property(
-            "bounded_busy",
+            Name.BOUNDED_BUSY,
             "no vCPU returns EINTR more than twice in a row inside a window",
             True,
             reaches=Mark.WINDOW,
         ),
         Property(
-            "lost_exit",
+            Name.LOST_EXIT,
             "no finished device exit is replaced by EINTR",
             True,
             flag=Did.LOST_EXIT,
             trigger=Did.FILLED,
         ),
         Property(
-            "livelock",
+            Name.LIVELOCK,
             "no run in which a window stays open for ever and a vCPU returns EINTR again and again",
             False,
             reaches=Mark.WINDOW,
         ),
-        Property("kick_returns", "every KICK that begins returns", False, "weak", reaches=Mark.KICKING),
+        Property(Name.KICK_RETURNS, "every KICK that begins returns", False, "weak", reaches=Mark.KICKING),
         Property(
-            "progress",
+            Name.PROGRESS,
             "every vCPU is in guest mode or halted again and again, and no VMM is stuck outside KICK",
             False,
             "weak",
         ),
         Property(
-            "resume_runs",
+            Name.RESUME_RUNS,
             "once all transactions are over every vCPU is in guest mode or halted eventually",
             False,
             "weak",
             reaches=Mark.ENDED,
         ),
         Property(
-            "dirty_kept",
+            Name.DIRTY_KEPT,
             "no page a guest wrote is missing from what the VMM collected",
             True,
             flag=Did.DIRTY_LOST,
             trigger=Did.DIRTIED,
         ),
         Property(
-            "kick_drains",
+            Name.KICK_DRAINS,
             "a KVM_RUN that is under way when KICK begins has returned when KICK returns",
             True,
             reaches=Mark.WINDOW,
         ),
         Property(
-            "completed_once",
+            Name.COMPLETED_ONCE,
             "every access that userspace was asked to do is completed once, before the guest goes on",
             True,
             flag=Did.MISCOMPLETED,
             trigger=Did.ASKED,
         ),
         Property(
-            "signal_leaves",
+            Name.SIGNAL_LEAVES,
             "a signal gets its vCPU out of KVM_RUN",
             False,
             "weak",
             reaches=Mark.SIGNALLED,
         ),
         Property(
-            "eintr_has_cause",
+            Name.EINTR_HAS_CAUSE,
             "KVM_RUN answers EINTR only with a kick, a signal or immediate_exit",
             True,
             trigger=Did.EINTR,
         ),
         Property(
-            "balance",
+            Name.BALANCE,
             "nothing is held at return to user mode, taken twice or given back too often; nobody reads an old slot set",
             True,
             flag=Did.UNBALANCED,
         ),
-        Property("assertion", "no thread ends with a failed assertion or another exception", True, flag=Did.FAILED),
-        Property("lost_wakeup", "no operation lets a waiting thread go on without waking it", True),
-        Property("closed_window", "no vCPU reads or writes guest memory inside a window", True, reaches=Mark.WINDOW),
+        Property(Name.ASSERTION, "no thread ends with a failed assertion or another exception", True, flag=Did.FAILED),
+        Property(Name.LOST_WAKEUP, "no operation lets a waiting thread go on without waking it", True),
+        Property(Name.CLOSED_WINDOW, "no vCPU reads or writes guest memory inside a window", True, reaches=Mark.WINDOW),
         Property(
-            "no_bystander",
+            Name.NO_BYSTANDER,
             "only KVM_RUN of this VM is waited for; other users of slots stay out of the window",
             True,
             reaches=Mark.KICKING,
@@ -149,6 +174,6 @@ def property_of(name: str) -> Property:
     raise KeyError(name)
 
 
-OWN = ("deadlock", "assertion", "balance", "lost_wakeup")  # that every protocol has
+OWN = (Name.DEADLOCK, Name.ASSERTION, Name.BALANCE, Name.LOST_WAKEUP)  # that every protocol has
 SAFETY = tuple(name for name, item in PROPERTIES.items() if item.safety)
 LIVENESS = tuple(name for name, item in PROPERTIES.items() if not item.safety)

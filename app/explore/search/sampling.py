@@ -8,12 +8,11 @@ known probability.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from kickstand.explore.learn.model import Model
 from kickstand.explore.learn.observe import VIOLATIONS, At, Did
-from kickstand.explore.search.properties import PROPERTIES
+from kickstand.explore.search.properties import PROPERTIES, Name
 from kickstand.explore.search.tables import Widths
 from kickstand.explore.search.ways import Move, Path
 from kickstand.explore.world.parts import Role
@@ -25,7 +24,6 @@ CHANGES = 3
 FIELD = 20
 
 State = tuple[int, ...]
-Choose = Callable[[list[int]], int]
 
 
 @dataclass(slots=True)
@@ -97,7 +95,7 @@ class Sampler:
     def _look(self, state: State, thread: int, flags: int, path: Path) -> None:
         names = [item.name for item in PROPERTIES.values() if item.flag & flags] if flags & VIOLATIONS else []
         if flags & (Did.ACCESS | Did.CONSUMED) and self._window(state, thread):
-            names.append("closed_window" if flags & Did.ACCESS else "no_bystander")
+            names.append(Name.CLOSED_WINDOW if flags & Did.ACCESS else Name.NO_BYSTANDER)
         for name in names:
             self._note(name, path, thread)
 
@@ -115,7 +113,7 @@ class Sampler:
                 return
             rest &= bool(label & (At.ENDED | At.HALTED))
         if not rest:
-            self._note("deadlock", path, 0)
+            self._note(Name.DEADLOCK, path, 0)
 
     def _note(self, name: str, path: Path, thread: int) -> None:
         old = self.found.get(name)

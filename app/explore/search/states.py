@@ -13,14 +13,13 @@ import numpy as np
 
 from kickstand.explore.learn.observe import VIOLATIONS, Did
 from kickstand.explore.search.marks import Mark, Marks
-from kickstand.explore.search.properties import PROPERTIES
+from kickstand.explore.search.properties import PROPERTIES, Name
 from kickstand.explore.search.reduction import Outdated, Reduction, version
 from kickstand.explore.search.sets import NO_WORDS, Seen, distinct
 from kickstand.explore.search.tables import Tables, U, Words
 
 SHARED = 1 << 14  # a smaller level is one worker's
 SWITCH = 1e-4  # seconds; a worker that comes back from numpy does not wait longer for the interpreter
-ASSERTION = "assertion"
 R = TypeVar("R")
 
 
@@ -100,7 +99,7 @@ class Search:
         self.tables = tables
         self.marks = Marks(tables)
         self.asked = set(wanted)
-        self.wanted = {*self.asked, ASSERTION}  # which is looked at in any case
+        self.wanted = {*self.asked, Name.ASSERTION}  # which is looked at in any case
         self.max_states = max_states
         self.report = report
         self.workers = workers
@@ -249,7 +248,7 @@ class Search:
             for item in PROPERTIES.values():
                 if item.flag & noted and self._open(item.name):
                     yield Fall(item.name, order, thread, frontier[source[(flags & item.flag) != 0]], int(item.flag))
-        for flag, name in ((Did.ACCESS, "closed_window"), (Did.CONSUMED, "no_bystander")):
+        for flag, name in ((Did.ACCESS, Name.CLOSED_WINDOW), (Did.CONSUMED, Name.NO_BYSTANDER)):
             if noted & flag and self._open(name):
                 words = frontier[source[(flags & flag) != 0]]
                 words = words[self.marks.window(words, thread)]
@@ -269,7 +268,7 @@ class Search:
         for thread in reversed(self.tables.threads):
             failed = (self.marks.of(initial, thread) & Mark.FAILED) != 0
             if failed.any():
-                self.result.hits[ASSERTION] = Hit(1, None, initial[failed], about=thread)
+                self.result.hits[Name.ASSERTION] = Hit(1, None, initial[failed], about=thread)
         for name, statement in self.tables.model.knowledge.world.never.items():
             true = self.marks.statements.mask(statement, initial)
             if self._open(name) and true.any():
@@ -278,17 +277,17 @@ class Search:
     def _blocked(
         self, frontier: Words, order: int, thread: int, source: np.ndarray, tried: np.ndarray | None
     ) -> Iterator[Fall]:
-        if thread in self.marks.vmms and self._open("no_bystander"):
+        if thread in self.marks.vmms and self._open(Name.NO_BYSTANDER):
             stuck = np.ones(len(frontier), dtype=bool)
             stuck[source] = False
             words = frontier[stuck] if tried is None else frontier[tried[stuck[tried]]]
             words = words[self.marks.waits_for_bystander(words, thread)]
             if len(words):
-                yield Fall("no_bystander", order, None, words, blocked=thread)
+                yield Fall(Name.NO_BYSTANDER, order, None, words, blocked=thread)
 
     def _stuck(self, frontier: Words, moving: np.ndarray) -> Iterator[Fall]:
-        if self._open("deadlock") and not moving.all():
+        if self._open(Name.DEADLOCK) and not moving.all():
             words = frontier[~moving]
             words = words[~self.marks.at_rest(words)]
             if len(words):
-                yield Fall("deadlock", 0, None, words)
+                yield Fall(Name.DEADLOCK, 0, None, words)

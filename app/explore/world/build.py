@@ -16,7 +16,7 @@ from kickstand.core.memslots import Memslots, Region, Slot, plan
 from kickstand.core.uapi import MpState
 from kickstand.core.vcpu import Vcpu
 from kickstand.core.vm import System, Vm
-from kickstand.explore.world.cell import Cell
+from kickstand.explore.world.cell import WELL, Cell
 from kickstand.explore.world.ghosts import WatchedMemslots
 from kickstand.explore.world.items import Operation
 from kickstand.explore.world.killing import Fate
@@ -163,7 +163,7 @@ def _add_vm(
         vm.vcpus[number] = vcpu
         _unproxied(vcpu.arch).mp_state = MpState.RUNNABLE  # every AP has been started
         gate = created.get(number)
-        waits = flag if cell.behaviour == "well" else None
+        waits = flag if cell.behaviour == WELL else None
         name = vcpu_column(spec.id, number, single=len(world.scenario.vms) == 1)
         common.vcpus[name] = vcpu
         acts = VmmThread(vm, vcpu.task, None, flag, here, common.fates.get(name))

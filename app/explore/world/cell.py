@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kickstand.core.variants import Variant
 from kickstand.explore.world.scenarios import Scenario
 
-BEHAVIOURS = ("well", "careless")
+BEHAVIOURS = WELL, CARELESS = "well", "careless"
 
 
 def infers_windows(variant: type[Variant]) -> bool:

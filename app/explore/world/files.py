@@ -20,7 +20,8 @@ from kickstand.core.vm import Switches
 from kickstand.explore.world.items import Item, Operation, RegionItem, integer, number
 from kickstand.explore.world.operations import OPERATIONS, WINDOWS, Kick, Kill, MemoryTransaction, Resume, all_of
 from kickstand.explore.world.scenarios import Scenario, ScenarioError, VmmSpec, VmSpec, scenario, vcpu_column
-from kickstand.explore.world.vcpus import MOMENTS, Signals
+from kickstand.explore.world.threads import Moment
+from kickstand.explore.world.vcpus import Signals
 from kickstand.guests.program import compile_program
 
 MOST_VCPUS = 8
@@ -207,16 +208,17 @@ def _vm(item: VmItem, where: str, vcpus: int) -> VmSpec:
     return replace(spec, handlers=_handlers(item.handlers, f"{where}.handlers", spec))
 
 
-def _handlers(value: Any, where: str, vm: VmSpec) -> dict[str, tuple[Operation, ...]]:
+def _handlers(value: Any, where: str, vm: VmSpec) -> dict[Moment, tuple[Operation, ...]]:
     """What a vCPU's thread does at each moment."""
     if not isinstance(value, Mapping):
-        raise ScenarioError(f"{where} is a mapping with {', '.join(MOMENTS)}")
+        raise ScenarioError(f"{where} is a mapping with {', '.join(Moment)}")
     found = {}
     for moment, items in value.items():
-        if moment not in MOMENTS:
-            raise ScenarioError(f"{where}: {moment!r} is none of {', '.join(MOMENTS)}")
-        found[moment] = tuple(_operation(op, place, vm) for place, op in _several(items, f"{where}.{moment}"))
-        _refuse_windows(found[moment], f"{where}.{moment}", "a vCPU's thread is no VMM")
+        if moment not in list(Moment):
+            raise ScenarioError(f"{where}: {moment!r} is none of {', '.join(Moment)}")
+        several = tuple(_operation(op, place, vm) for place, op in _several(items, f"{where}.{moment}"))
+        found[Moment(moment)] = several
+        _refuse_windows(several, f"{where}.{moment}", "a vCPU's thread is no VMM")
     return found
 
 

@@ -23,10 +23,10 @@ from kickstand.explore.world.operations import (
     Resume,
     SetMemoryRegion,
 )
+from kickstand.explore.world.threads import Moment
 from kickstand.explore.world.vcpus import MASKED, Signals
 
 PAGE = 0x1000
-HOLE = 0x0  # never RAM in the built-in scenarios
 READONLY, LOG = 2, 1
 HOST = 0x7F0000000000
 ICR, ALL_OTHERS, IPI_VECTOR = 0xFEE00300, 0xC4000, 0x40  # of the local APIC
@@ -46,7 +46,7 @@ class VmSpec:
     faults: tuple[int, ...] = ()  # vCPUs whose first guest access waits for a page that a VMM provides
     flush: bool = False
     signals: Signals = MASKED
-    handlers: Mapping[str, tuple[Operation, ...]] = field(default_factory=dict)  # of vCPU threads, by moment
+    handlers: Mapping[Moment, tuple[Operation, ...]] = field(default_factory=dict)  # of vCPU threads, by moment
 
     def program(self, vcpu: int) -> Any:
         """The program of vCPU ``vcpu``."""
@@ -55,7 +55,7 @@ class VmSpec:
 
 @dataclass(frozen=True, slots=True)
 class VmmSpec:
-    """One VMM thread (``reader`` False) or another user of the slots, and its list of operations."""
+    """One VMM thread or (``loop``) another user of the slots, and its list of operations."""
 
     vm: str
     operations: tuple[Operation, ...]

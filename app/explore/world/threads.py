@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kickstand.core.atomics import Killed, Mutex, Shared, Task, atomic, blocked
@@ -25,6 +25,17 @@ if TYPE_CHECKING:
     from kickstand.core.run.run_page import KvmRun, RunResult
     from kickstand.core.vcpu import Vcpu
     from kickstand.core.vm import Vm
+
+
+class Moment(StrEnum):
+    """When a vCPU's thread does what its VMM wrote for it."""
+
+    START = "start"
+    BEFORE_RUN = "before_run"
+    AFTER_RUN = "after_run"
+    IO = "io"
+    MMIO = "mmio"
+    EINTR = "eintr"
 
 
 class Stage(IntEnum):
@@ -178,11 +189,16 @@ class Event(Shared):
 
 @dataclass(frozen=True, slots=True)
 class Return:
-    """What KVM_RUN answered: an errno (0: an exit), the exit's name, the guest address it is about."""
+    """What KVM_RUN answered: an errno (0: an exit), the exit as it is shown, the guest address it is about.
+
+    ``access``: which of a VMM's handlers it is for, if it is an access.
+    """
 
     errno: int
     exit: str = ""
     gpa: int | None = None
+    writes: bool = False
+    access: Moment | None = None
 
     def __str__(self) -> str:
         if self.errno:
@@ -223,11 +239,11 @@ def describe(result: RunResult) -> Return:
         return Return(result.errno)
     exit = result.exit
     if isinstance(exit, MmioExit):
-        return Return(0, "MMIO write" if exit.is_write else "MMIO read", exit.phys_addr)
+        return Return(0, "MMIO write" if exit.is_write else "MMIO read", exit.phys_addr, exit.is_write, Moment.MMIO)
     if isinstance(exit, InternalErrorExit):
         return Return(0, "INTERNAL_ERROR", exit.gpa)
     if isinstance(exit, IoExit):
-        return Return(0, f"IO {exit.direction}")
+        return Return(0, f"IO {exit.direction}", access=Moment.IO)
     return Return(0, exit.reason.name if exit is not None else "")
 
 

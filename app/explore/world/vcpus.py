@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kickstand.core.atomics import Killed
-from kickstand.explore.world.threads import Gate, Operation, ResumeFlag, Return, Userspace, VmmThread, describe
+from kickstand.explore.world.threads import Gate, Moment, Operation, ResumeFlag, Return, Userspace, VmmThread, describe
 
 if TYPE_CHECKING:
     from kickstand.core.vcpu import Vcpu
 
-MOMENTS = ("start", "before_run", "after_run", "io", "mmio", "eintr")
-Handlers = Mapping[str, Sequence[Operation]]
+Handlers = Mapping[Moment, Sequence[Operation]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +55,9 @@ class VcpuThread:
         """Call KVM_RUN for ever."""
         if self.created is not None:
             await self.created.wait()
-        await self.handle("start")
+        await self.handle(Moment.START)
         while True:
-            await self.handle("before_run")
+            await self.handle(Moment.BEFORE_RUN)
             if not self.signals.blocked:
                 await self.handle_signal()
             what = describe(await self.vcpu.run_from_userspace())
@@ -76,17 +75,15 @@ class VcpuThread:
         """What the VMM makes of it."""
         if what.errno and self.signals.immediate_exit:
             await self.vcpu.run_page.set_immediate_exit(False)
-        await self.handle("after_run")
+        await self.handle(Moment.AFTER_RUN)
         if what.errno:
-            await self.handle("eintr")
-        elif what.exit.startswith("IO"):
-            await self.handle("io")
-        elif what.exit.startswith("MMIO"):
-            await self.handle("mmio")
+            await self.handle(Moment.EINTR)
+        elif what.access is not None:
+            await self.handle(what.access)
         if what.errno and self.flag is not None:
             await self.flag.wait()
 
-    async def handle(self, moment: str) -> None:
+    async def handle(self, moment: Moment) -> None:
         """Perform what the VMM does at that moment."""
         if moment in self.handlers:
             await self.acts.each(self.handlers[moment])

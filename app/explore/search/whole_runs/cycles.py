@@ -8,6 +8,7 @@ state where nobody can move repeats itself. An empty set proves the property.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from kickstand.explore.learn.observe import Did
 from kickstand.explore.search.marks import Mark
+from kickstand.explore.search.properties import NOTHING, Name
 from kickstand.explore.search.sets import distinct
 from kickstand.explore.search.states import Hit, Search
 from kickstand.explore.search.tables import Mask, Words
@@ -165,7 +167,6 @@ class Lasso:
 
     graph: Region
     fair: Fair
-    name: str
     thread: int
 
 
@@ -174,60 +175,55 @@ def decide(search: Search, name: str) -> Lasso | None:
     return DECIDERS[name](search) if name in DECIDERS else _eventually(search, name)
 
 
-def _solve(graph: Region, promises: list[Promise], name: str, thread: int, *, terminal: bool = True) -> Lasso | None:
+def _solve(graph: Region, promises: list[Promise], thread: int, *, terminal: bool = True) -> Lasso | None:
     fair = Fair(graph, promises, terminal=terminal)
     alive = fair.solve()
     if len(graph.entries):
         alive = alive & graph.entries
-    return Lasso(graph, fair, name, thread) if alive.any() else None
+    return Lasso(graph, fair, thread) if alive.any() else None
+
+
+def _stays(
+    search: Search, words: Words, thread: int, without: Did = NOTHING, entries: Words | None = None
+) -> Lasso | None:
+    """Fair runs among ``words`` for ever: ``thread`` does nothing of ``without``, and the first is in ``entries``."""
+    if not len(words):
+        return None
+    graph = region(search, words, without={thread: int(without)} if without else {})
+    if entries is not None:
+        graph.entries = np.isin(words, entries)
+    return _solve(graph, weak_fairness(graph), thread)
+
+
+def _first(found: Iterable[Lasso | None]) -> Lasso | None:
+    return next((lasso for lasso in found if lasso is not None), None)
 
 
 def _kick_returns(search: Search) -> Lasso | None:
-    words = search.result.seen.all()
-    for vmm in search.marks.vmms:
-        inside = words[(search.marks.of(words, vmm) & Mark.KICKING) != 0]
-        if len(inside):
-            graph = region(search, inside, without={})
-            found = _solve(graph, weak_fairness(graph), "kick_returns", vmm)
-            if found is not None:
-                return found
-    return None
+    words, marks = search.result.seen.all(), search.marks
+    return _first(_stays(search, words[(marks.of(words, vmm) & Mark.KICKING) != 0], vmm) for vmm in marks.vmms)
 
 
 def never_ends(search: Search, vmm: int) -> Lasso | None:
     """Runs on which a VMM that is fairly treated never comes to its end."""
     words = search.result.seen.all()
-    going = words[(search.marks.of(words, vmm) & Mark.ENDED) == 0]
-    graph = region(search, going, without={})
-    return _solve(graph, weak_fairness(graph), "progress", vmm)
+    return _stays(search, words[(search.marks.of(words, vmm) & Mark.ENDED) == 0], vmm)
 
 
 def _progress(search: Search) -> Lasso | None:
     """Runs on which a vCPU gets nowhere, or a VMM that is in no KICK never gets on."""
-    words = search.result.seen.all()
-    for vcpu in search.marks.vcpus:
-        found = _away(search, words, vcpu, "progress")
-        if found is not None:
-            return found
-    for vmm in search.marks.vmms:
-        inside = words[(search.marks.of(words, vmm) & (Mark.ENDED | Mark.KICKING)) == 0]
-        if len(inside):
-            graph = region(search, inside, without={})
-            found = _solve(graph, weak_fairness(graph), "progress", vmm)
-            if found is not None:
-                return found
-    return None
+    words, marks = search.result.seen.all(), search.marks
+    waits = Mark.ENDED | Mark.KICKING
+    return _first(_away(search, words, vcpu) for vcpu in marks.vcpus) or _first(
+        _stays(search, words[(marks.of(words, vmm) & waits) == 0], vmm) for vmm in marks.vmms
+    )
 
 
 def _resume_runs(search: Search) -> Lasso | None:
-    words = search.result.seen.all()
-    over = search.marks.all(words, search.marks.vmms, Mark.ENDED)
+    words, marks = search.result.seen.all(), search.marks
+    over = marks.all(words, marks.vmms, Mark.ENDED)
     entries = _first_of(search, words, over)
-    for vcpu in search.marks.vcpus:
-        found = _away(search, words[over], vcpu, "resume_runs", entries)
-        if found is not None:
-            return found
-    return None
+    return _first(_away(search, words[over], vcpu, entries) for vcpu in marks.vcpus)
 
 
 def _first_of(search: Search, words: Words, over: Mask) -> Words:
@@ -242,15 +238,10 @@ def _first_of(search: Search, words: Words, over: Mask) -> Words:
     return distinct(parts)
 
 
-def _away(search: Search, words: Words, vcpu: int, name: str, entries: Words | None = None) -> Lasso | None:
+def _away(search: Search, words: Words, vcpu: int, entries: Words | None = None) -> Lasso | None:
     """Runs on which ``vcpu`` is neither in guest mode nor halted, from one of ``entries`` on if there are any."""
     away = words[(search.marks.of(words, vcpu) & Mark.AT_HOME) == 0]
-    if not len(away):
-        return None
-    graph = region(search, away, without={vcpu: int(Did.AT_HOME)})
-    if entries is not None:
-        graph.entries = np.isin(away, entries)
-    return _solve(graph, weak_fairness(graph), name, vcpu)
+    return _stays(search, away, vcpu, Did.AT_HOME, entries)
 
 
 def _livelock(search: Search) -> Lasso | None:
@@ -264,7 +255,7 @@ def _livelock(search: Search) -> Lasso | None:
             again = (graph.thread == vcpu) & ((graph.flags & Did.EINTR) != 0)
             if again.any():
                 never = np.zeros(len(inside), dtype=bool)
-                found = _solve(graph, [Promise(never, again)], "livelock", vcpu, terminal=False)
+                found = _solve(graph, [Promise(never, again)], vcpu, terminal=False)
                 if found is not None:
                     return found
     return None
@@ -272,16 +263,11 @@ def _livelock(search: Search) -> Lasso | None:
 
 def _signal_leaves(search: Search) -> Lasso | None:
     """Runs on which a signal is pending for a vCPU that never leaves KVM_RUN."""
-    words = search.result.seen.all()
-    for vcpu in search.marks.vcpus:
-        mark = search.marks.of(words, vcpu)
-        inside = words[((mark & Mark.INSIDE) != 0) & ((mark & Mark.SIGNALLED) != 0)]
-        if len(inside):
-            graph = region(search, inside, without={vcpu: int(Did.RETURNED)})
-            found = _solve(graph, weak_fairness(graph), "signal_leaves", vcpu)
-            if found is not None:
-                return found
-    return None
+    words, marks = search.result.seen.all(), search.marks
+    stuck = Mark.INSIDE | Mark.SIGNALLED
+    return _first(
+        _stays(search, words[(marks.of(words, vcpu) & stuck) == stuck], vcpu, Did.RETURNED) for vcpu in marks.vcpus
+    )
 
 
 def _eventually(search: Search, name: str) -> Lasso | None:
@@ -289,9 +275,7 @@ def _eventually(search: Search, name: str) -> Lasso | None:
     words = search.result.seen.all()
     statements = search.marks.statements
     without = words[~statements.mask(statements.named[name], words)]
-    graph = region(search, without, without={})
-    graph.entries = np.isin(without, search.result.levels[0])
-    return _solve(graph, weak_fairness(graph), name, 0)
+    return _stays(search, without, 0, entries=search.result.levels[0])
 
 
 def forsaken(search: Search) -> Hit | None:
@@ -324,12 +308,12 @@ def _earliest(search: Search, words: Words, thread: int) -> Hit:
     raise AssertionError("a state that was never reached")
 
 
-DECIDERS = {
-    "kick_returns": _kick_returns,
-    "progress": _progress,
-    "resume_runs": _resume_runs,
-    "livelock": _livelock,
-    "signal_leaves": _signal_leaves,
+DECIDERS: dict[str, Callable[[Search], Lasso | None]] = {
+    Name.KICK_RETURNS: _kick_returns,
+    Name.PROGRESS: _progress,
+    Name.RESUME_RUNS: _resume_runs,
+    Name.LIVELOCK: _livelock,
+    Name.SIGNAL_LEAVES: _signal_leaves,
 }
 
 __all__ = ["Fair", "Lasso", "Promise", "Region", "decide", "region", "weak_fairness"]

@@ -15,6 +15,7 @@ import numpy as np
 
 from kickstand.explore.learn.observe import Did
 from kickstand.explore.search.marks import Mark, Marks
+from kickstand.explore.search.properties import Name
 from kickstand.explore.search.sets import NO_WORDS, Shard, distinct
 from kickstand.explore.search.states import Search
 from kickstand.explore.search.tables import Mask, Moves, Words
@@ -136,7 +137,7 @@ def _look(search: Search, rule: Rule) -> Stretch | None:
 class KickDrains(Rule):
     """A KVM_RUN that is under way when KICK begins, and still is when KICK returns."""
 
-    name = "kick_drains"
+    name = Name.KICK_DRAINS
 
     def where(self, words: Words) -> Mask:
         inside = self.marks.any(words, [self.about], Mark.IN_KERNEL)
@@ -155,7 +156,7 @@ class KickDrains(Rule):
 class EintrHasCause(Rule):
     """A call of KVM_RUN in which nobody kicks, signals or sets immediate_exit, and that answers EINTR."""
 
-    name = "eintr_has_cause"
+    name = Name.EINTR_HAS_CAUSE
 
     @classmethod
     def all(cls, marks: Marks) -> Iterator[Rule]:
@@ -189,7 +190,7 @@ class EintrHasCause(Rule):
 class Balance(Rule):
     """A vCPU that was reading the old slots when new ones were published, and still is when the ioctl returns."""
 
-    name = "balance"
+    name = Name.BALANCE
     may_end_at_once = True
 
     def where(self, words: Words) -> Mask:
