@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator
 from kickstand.core.errors import KvmError
 from kickstand.core.memslots import Region, plan
 from kickstand.core.vm import Switches
-from kickstand.explore.world.items import Item, Operation, RegionItem, integer, number
+from kickstand.explore.world.items import Item, Operation, RegionItem, integer, number, one_of
 from kickstand.explore.world.operations import OPERATIONS, WINDOWS, Kick, Kill, MemoryTransaction, Resume, all_of
 from kickstand.explore.world.scenarios import Scenario, ScenarioError, VmmSpec, VmSpec, scenario, vcpu_column
 from kickstand.explore.world.threads import Moment
@@ -42,28 +42,14 @@ class SwitchesItem(Item):
 
     rwsem_steal: bool = False
     killable: bool = False
-    exit_test: str = "before_r"
-
-    @field_validator("exit_test")
-    @classmethod
-    def _site(cls, value: str) -> str:
-        if value not in ("before_r", "after_r"):
-            raise ValueError(f"{value!r} is neither before_r nor after_r")
-        return value
+    exit_test: Annotated[str, one_of("before_r", "after_r")] = "before_r"
 
 
 class SignalsItem(Item):
     """What a VMM does with the signal that it sends to vCPU threads."""
 
     blocked: bool = True
-    handler: str = "nothing"
-
-    @field_validator("handler")
-    @classmethod
-    def _handler(cls, value: str) -> str:
-        if value not in ("nothing", "immediate_exit"):
-            raise ValueError(f"{value!r} is neither nothing nor immediate_exit")
-        return value
+    handler: Annotated[str, one_of("nothing", "immediate_exit")] = "nothing"
 
 
 class OperationItem(Item):

@@ -33,6 +33,17 @@ def number(low: int, high: int) -> BeforeValidator:
     return BeforeValidator(partial(integer, low=low, high=high))
 
 
+def one_of(*words: str) -> BeforeValidator:
+    """The rule of a field that is one of ``words``."""
+
+    def check(value: Any) -> Any:
+        if value not in words:
+            raise ValueError(f"{value!r} is none of {', '.join(words)}")
+        return value
+
+    return BeforeValidator(check)
+
+
 Number = Annotated[int, number(0, 1 << 64)]
 Size = Annotated[int, number(0, LARGEST)]
 

@@ -7,13 +7,11 @@ what users read.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
-
-from pydantic import field_validator
+from typing import Annotated, Any
 
 from kickstand.core.atomics import Killed
 from kickstand.core.memslots import Region
-from kickstand.explore.world.items import Number, Operation, RegionItem, number
+from kickstand.explore.world.items import Number, Operation, RegionItem, number, one_of
 from kickstand.explore.world.threads import VmmThread
 
 APIC_BUS = 0xFEE00000  # where MSIs are written; the vCPU's id stands from bit 12 on
@@ -55,15 +53,7 @@ class MemoryTransaction(Operation):
     """Operations under protection: as the variant protects (KICK, each in order, RESUME; or one list ioctl), or so."""
 
     operations: tuple[Any, ...]
-    protect: Literal["variant", "kick", "list", "none"] = "variant"
-
-    @field_validator("protect", mode="before")
-    @classmethod
-    def _protect(cls, value: Any) -> Any:
-        known = ("kick", "none", "list", "variant")
-        if value not in known:
-            raise ValueError(f"{value!r} is none of {', '.join(known)}")
-        return value
+    protect: Annotated[str, one_of("kick", "none", "list", "variant")] = "variant"
 
     async def perform(self, thread: VmmThread) -> None:
         kind = thread.vm.variant.protects_by if self.protect == "variant" else self.protect

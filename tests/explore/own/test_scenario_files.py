@@ -69,7 +69,7 @@ def test_flags_are_a_number_a_name_or_names(flags):
         ),
         ({"vms": [{**VM, "memory_regions": [{"slot": 0, "gpa": 1}]}], "vmms": [VMM]}, "size is missing"),
         ({"vms": [{**VM, "vcpus": 9}], "vmms": [VMM]}, r"vms\[0\].vcpus: 9 is no integer from 1 to 4"),
-        ({"vms": [{**VM, "switches": {"exit_test": "never"}}], "vmms": [VMM]}, "'never' is neither"),
+        ({"vms": [{**VM, "switches": {"exit_test": "never"}}], "vmms": [VMM]}, "'never' is none of before_r, after_r"),
         ({"vms": [VM], "vmms": [{"operations": [{"op": "fly"}]}]}, r"vmms\[0\].operations\[0\].op: 'fly' is none of"),
         ({"vms": [VM], "vmms": [{"operations": [{"op": "get_dirty_log"}]}]}, "get_dirty_log needs slot"),
         ({"vms": [VM], "vmms": [{**VMM, "vm": "other"}]}, "there is no VM 'other'"),

@@ -189,7 +189,7 @@ def test_a_token_carries_handlers_signals_and_kills():
         ),
         (
             world([EMPTY], signals={"handler": "panic"}),
-            r"signals.handler: 'panic' is neither nothing nor immediate_exit",
+            r"signals.handler: 'panic' is none of nothing, immediate_exit",
         ),
         (world([op("lock")]), "lock needs lock"),
         (world([op("post")]), "post needs event"),
