@@ -3,7 +3,7 @@
 A real server sends the events; a headless Chromium, drawing in software, shows them. Frames are held against those
 of an empty page, measured in turn, since a busy machine slows both. Heap: after a collection, at the end of each round.
 
-    python benchmarks/dashboard.py [--seconds 600] [--views fleet,timeline] [--json]
+    python benchmarks/dashboard.py [--seconds 600] [--views vcpus,timeline] [--json]
 """
 
 import argparse
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kickstand.core.trace import VcpuState
 from kickstand.main import Server, bind, create_app
-from kickstand.settings import Settings
+from kickstand.settings import Limits, Settings
 from tests.browser.browser import browsing, missing, serving, until
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +84,8 @@ class Load(threading.Thread):
 
     def __enter__(self):
         self.start()
-        self.ready.wait(30)
+        if not self.ready.wait(30):
+            raise RuntimeError("the server and its VMs were not there within 30 s")
         return self
 
     def __exit__(self, *exc):
@@ -95,7 +96,7 @@ class Load(threading.Thread):
         asyncio.run(self._main())
 
     async def _main(self):
-        settings = Settings(port=0, default_vm=False)
+        settings = Settings(port=0, default_vm=False, limits=Limits(vcpus=MANY * VCPUS))
         app = create_app(settings)
         listener = bind(settings)
         listener.setblocking(False)
@@ -220,7 +221,7 @@ def opening_rows(browser):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=15, help="for each view")
-    parser.add_argument("--views", default="fleet,timeline")
+    parser.add_argument("--views", default="vcpus,timeline")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     views = asked.views.split(",")
