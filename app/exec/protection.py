@@ -120,4 +120,4 @@ class Protection:
     async def _guest_time(self) -> None:
         """Let running guests have a slice before the caller can issue its next ioctl, as CPUs of their own would."""
         if any(vcpu.watched.state is VcpuState.GUEST for vcpu in self._machine.vm.vcpus.values()):
-            await rotation().turn()
+            await rotation().after_all()

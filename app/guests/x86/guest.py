@@ -21,7 +21,8 @@ from kickstand.guests.x86.cpu import X86Cpu
 from kickstand.guests.x86.guest_thread import Turns
 from kickstand.guests.x86.inline import LIMIT_S, WATCH
 from kickstand.guests.x86.memory.physical import Segment
-from kickstand.guests.x86.slices import Rotation, rotation
+from kickstand.guests.x86.shares import Share
+from kickstand.guests.x86.slices import EXITS, Rotation, rotation
 
 if TYPE_CHECKING:
     from kickstand.core.arch.cpu.cpuid import Entry
@@ -97,6 +98,7 @@ class X86Guest:
         if vcpu.has_local_apic:
             self.cpu.answer_apic_msrs()
         self._turns = turns if mode == "fast" else None
+        self._share = Share()
         self._rotation: Rotation | None = None  # of the loop it runs on, which is known at its first run
         self._turn: asyncio.Future[None] | None = None
         self._waited_ns = 0  # for its turns
@@ -116,7 +118,7 @@ class X86Guest:
         try:
             while not await vcpu.mode.interrupted():
                 if mine.guests > 1 or not first:
-                    self._turn = mine.turn()
+                    self._turn = mine.turn(self._share)
                     since = time.monotonic_ns()
                     await outside(self._turn)
                     self._waited_ns += time.monotonic_ns() - since
@@ -124,7 +126,9 @@ class X86Guest:
                         break
                 exit = self.cpu.run(SLICE)
                 if exit is not None and not isinstance(exit, InterruptedExit):
+                    self._share.used += 1
                     return exit
+                self._share.used += EXITS
                 if vcpu.dirty_ring is not None and vcpu.dirty_ring.soft_full:
                     break
                 first = False
@@ -152,7 +156,7 @@ class X86Guest:
     async def _on_thread(self) -> tuple[Exit | None, float]:
         assert self._turns is not None
         self.cpu.clear_stop()
-        turn = self._turns.take(self.cpu)
+        turn = self._turns.take(self.cpu, self._share)
         try:
             return await outside(asyncio.wrap_future(turn))
         except Killed:

@@ -8,11 +8,14 @@ wait for a slice in each.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from weakref import WeakKeyDictionary
+
+from kickstand.guests.x86.shares import Share, Shares
 
 OTHERS = 3  # turns of the loop between two slices, if somebody else does something in them
 IDLE_S = 50e-6  # a turn in which nobody does takes less
+EXITS = 16
+"""How many slices that end with an exit count as much as one to the end: not their time, so that it can be repeated."""
 
 
 class Rotation:
@@ -22,18 +25,24 @@ class Rotation:
         self.guests = 0
         """How many are in guest mode."""
         self._loop = loop
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._shares = Shares(EXITS)
+        self._waiting: list[tuple[Share, asyncio.Future[None]]] = []
         self._due = False
         self._since = 0.0
 
-    def turn(self) -> asyncio.Future[None]:
-        """Done when the guest may run its slice; whoever wants it to look up earlier may set the result."""
+    def turn(self, share: Share) -> asyncio.Future[None]:
+        """Done when this guest may run its slice; whoever wants it to look up earlier may set the result."""
         turn = self._loop.create_future()
-        self._waiting.append(turn)
+        self._shares.join(share)
+        self._waiting.append((share, turn))
         if not self._due:
             self._due = True
             self._wait(OTHERS)
         return turn
+
+    def after_all(self) -> asyncio.Future[None]:
+        """Done when the guests that wait now have had their slices."""
+        return self.turn(Share(max((share.used for share, _ in self._waiting), default=0)))
 
     def _wait(self, others: int) -> None:
         self._since = self._loop.time()
@@ -49,7 +58,7 @@ class Rotation:
 
     def _begin_slice(self) -> None:
         while self._waiting:
-            turn = self._waiting.popleft()
+            _, turn = self._waiting.pop(self._shares.choose([share for share, _ in self._waiting]))
             if not turn.done():
                 turn.set_result(None)
                 break

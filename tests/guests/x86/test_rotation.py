@@ -7,7 +7,8 @@ import pytest
 from kickstand.core.memslots import Region
 from kickstand.core.trace import VcpuState
 from kickstand.guests.x86.guest import X86Guest
-from kickstand.guests.x86.slices import OTHERS
+from kickstand.guests.x86.shares import Share
+from kickstand.guests.x86.slices import EXITS, OTHERS, Rotation
 from kickstand.runtime.registry import Registry
 from kickstand.scripts.language.presets import PRESETS
 
@@ -102,3 +103,16 @@ async def test_a_guest_that_is_alone_needs_no_turn(machine, slices):
     guest = machine.vm.vcpus[0].guest
     assert isinstance(guest, X86Guest)
     assert (await machine.kick())["vcpus_stopped"] == 1
+
+
+async def test_a_guest_that_leaves_often_does_not_wait_for_a_whole_slice_of_another_each_time():
+    rotation, leaving, computing, order = Rotation(asyncio.get_running_loop()), Share(), Share(), []
+
+    async def run(share, use, name):
+        while len(order) < 2 * (EXITS + 1):
+            await rotation.turn(share)
+            order.append(name)
+            share.used += use
+
+    await asyncio.gather(run(leaving, 1, "leaving"), run(computing, EXITS, "computing"))
+    assert order.count("computing") <= 3
