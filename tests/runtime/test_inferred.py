@@ -1,19 +1,9 @@
 """``inferred`` over calls that are a thread each: whichever covers what is gone closes the window, or RESUME does."""
 
-import pytest
-
 from kickstand.core.memslots import Region
 from kickstand.core.trace import VcpuState
-from kickstand.runtime.registry import Limits, Registry
 
 PAGE = 4096
-
-
-@pytest.fixture
-async def registry():
-    registry = Registry(Limits())
-    yield registry
-    await registry.reset()
 
 
 async def held(registry):

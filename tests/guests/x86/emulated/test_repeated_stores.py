@@ -6,7 +6,7 @@ import pytest
 
 from kickstand.core.arch.coalesced import ENTRIES, Zone
 from kickstand.runtime.registry import Registry
-from tests.runtime.test_x86_exits_to_userspace import HLT, made
+from tests.runtime.ioctls.test_x86_exits_to_userspace import HLT, made
 
 ZONE = 0xD0000
 PREFIXES = {

@@ -16,7 +16,6 @@ from kickstand.core.uapi import IOCTLS, KVM_MP_STATE, KVM_REGS, KVM_SREGS, Fd, i
 from kickstand.runtime.calls.ioctl import ioctl
 from kickstand.runtime.driver.tasks import start
 from kickstand.runtime.machine import Machine
-from kickstand.runtime.registry import Registry
 from kickstand.runtime.table import DECLARED, find
 
 PAGE = 4096
@@ -40,13 +39,6 @@ class Program:
     def write(self, address, data):
         self._check(address, len(data))
         self.bytes[address : address + len(data)] = data
-
-
-@pytest.fixture
-async def registry():
-    registry = Registry()
-    yield registry
-    await registry.reset()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from kickstand.core.uapi import KVM_SREGS2, KVM_TRANSLATION, KVM_VCPU_EVENTS, Fd
 from kickstand.runtime.registry import Registry
 from kickstand.runtime.table import find
 from kickstand.scripts.language.presets import PRESETS
-from tests.runtime.test_model_ioctls import Bytes
+from tests.runtime.ioctls.test_model_ioctls import Bytes
 
 RAM = 0x10000
 SAVED = {  # name: (get, set, size)

@@ -12,20 +12,12 @@ from kickstand.core.errors import KvmError
 from kickstand.core.memslots import Region
 from kickstand.core.run.exits import HltExit, TprExit
 from kickstand.core.uapi import Cap
-from kickstand.runtime.registry import Registry
 from kickstand.scripts.language.presets import PRESETS
 from tests.guests.x86.machine import Machine
 
 RAM, CODE, PAGE = 0x10000, 0x1000, 0x3000
 RDMSR, WRMSR, HLT, VMMCALL, TO_CR8 = "0f32", "0f30", "f4", "0f01d9", "440f22c0"
 NOWHERE = 0x474F4F00
-
-
-@pytest.fixture
-async def registry():
-    registry = Registry()
-    yield registry
-    await registry.reset()
 
 
 async def made(registry, code, *, before=(), **regs):

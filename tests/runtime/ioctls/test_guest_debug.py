@@ -8,17 +8,10 @@ from kickstand.guests.x86.state.debug import BLOCKIRQ, ENABLE, INJECT_BP, SINGLE
 from kickstand.journal.records import Recorder
 from kickstand.journal.restore import Saved, restore
 from kickstand.runtime.registry import Registry
-from tests.runtime.test_x86_exits_to_userspace import CODE, HLT, PAGE, made
+from tests.runtime.ioctls.test_x86_exits_to_userspace import CODE, HLT, PAGE, made
 
 NONE = [0] * 8
 ACTIVE_LOW = 0xFFFF0FF0
-
-
-@pytest.fixture
-async def registry():
-    registry = Registry()
-    yield registry
-    await registry.reset()
 
 
 def watch(number, address, kind):
