@@ -66,7 +66,7 @@ check: $(DEV) ## format, lint, types (the dashboard's too), import contracts, te
 
 cover: $(DEV) ## branch coverage of core and explore from the tests that are about them, with a floor for each (minutes)
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(SHARED) --cov=kickstand.core --cov-branch --cov-fail-under=$(CORE_FLOOR) tests/core tests/conformance tests/runtime
-	$(BIN)/python -m pytest -q -n $(WORKERS) $(SHARED) --cov=kickstand.explore --cov-branch --cov-fail-under=$(EXPLORE_FLOOR) tests/explore tests/api/test_explorations.py
+	$(BIN)/python -m pytest -q -n $(WORKERS) $(SHARED) --cov=kickstand.explore --cov-branch --cov-fail-under=$(EXPLORE_FLOOR) tests/explore tests/api/routes/test_explorations.py
 
 bench: $(DEV) ## run every benchmark and print one table (ARGS=--json: for machines)
 	@$(BIN)/python benchmarks/run.py $(ARGS)

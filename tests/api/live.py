@@ -148,3 +148,7 @@ def assert_problem(response, status, errno):
     assert problem["instance"] == response.headers["x-request-id"]
     assert response.headers["kickstand-errno"] == errno
     return problem
+
+
+def seqs(seen):
+    return [event["data"]["seq"] for event in seen]

@@ -1,14 +1,12 @@
-"""What a newcomer meets first: help, versions, errors of one line, tables that fit, nothing lost by a slip."""
+"""What a newcomer meets first: help, versions, tables that fit, nothing lost by a slip."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,174 +15,9 @@ from kickstand.cli import app
 from kickstand.client import Client
 from kickstand.commands.client import show
 from kickstand.commands.client.options import PROPERTIES, VARIANTS
-from kickstand.commands.client.trouble import run
 from kickstand.commands.demo import server
 from kickstand.core.variants import variants
 from kickstand.explore.search import properties
-
-HERE = Path(__file__).parent
-NOWHERE = "http://127.0.0.1:9"
-SCRIPT = [
-    {"op": "create_vcpu", "args": {"id": 0, "program": [["out", 16, 1], ["hlt"]]}},
-    {"op": "run", "args": {"vcpu": 0}},
-]
-
-
-@pytest.fixture(scope="module")
-def url():
-    with server("--default-vm", "--vcpus", "2") as running:
-        yield running
-
-
-@pytest.fixture
-def say(capfd, monkeypatch):
-    """Run a command line in this process: exit status, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def say(*arguments, url=None):
-        if url is not None:
-            monkeypatch.setenv("KICKSTAND_URL", url)
-        status = run(app, [str(argument) for argument in arguments])
-        return (status, *capfd.readouterr())
-
-    return say
-
-
-WRONG = [  # the command line, its exit status, a word of what is said
-    (["nope"], 2, "nope"),
-    (["--nope"], 2, "--nope"),
-    (["vcpu", "run"], 2, "VCPU"),
-    (["vcpu", "run", "x"], 2, "VCPU"),
-    (["vcpu", "run", "0", "--reply", "zz"], 2, "hex"),
-    (["vcpu", "regs", "0", "rip"], 2, "NAME=VALUE"),
-    (["vcpu", "regs", "0", "rip=x"], 2, "number"),
-    (["vcpu", "program", "0", "[["], 2, "JSON"),
-    (["vcpu", "program", "0", "[" * 100_000], 2, "JSON"),
-    (["vcpu", "program", "0", "@/nope/x"], 1, "/nope/x"),
-    (["vcpu", "start", "0", "--behaviour", "odd"], 2, "careless"),
-    (["memory", "set", "0", "zz", "1", "1"], 2, "GPA"),
-    (["memory", "write", "0x1000", "xyz"], 2, "hex"),
-    (["memory", "transaction", "@/"], 1, "/"),
-    (["vm", "delete"], 2, "NAME"),
-    (["vm", "create", "--engine", "odd"], 2, "script"),
-    (["vm", "kick", "--timeout-ms", "-1"], 2, "--timeout-ms"),
-    (["vm", "restore", "/nope/x"], 1, "/nope/x"),
-    (["vm", "list", "--token-file", "/nope/x"], 1, "/nope/x"),
-    (["vm", "list", "--url", NOWHERE], 1, "kickstand serve"),
-    (["vm", "list", "--url", "nowhere"], 2, "http://"),
-    (["vm", "list", "--url", "http://[::1"], 2, "port"),
-    (["vm", "list", "--token", "\N{SNOWMAN}"], 1, "printable"),
-    (["vm", "list", "--token", "a\nb"], 1, "printable"),
-    (["top", "--interval", "0"], 2, "--interval"),
-    (["top", "--count", "0"], 2, "--count"),
-    (["trace", "--format", "odd"], 2, "perfetto"),
-    (["events", "--limit", "0"], 2, "--limit"),
-    (["demo", "--engine", "odd"], 2, "x86"),
-    (["demo", "--rounds", "0"], 2, "--rounds"),
-    (["serve", "--port", "99999"], 2, "--port"),
-    (["serve", "--engine", "odd"], 2, "x86"),
-    (["serve", "--variant", "odd", "--ephemeral"], 2, "sticky"),
-    (["serve", "--host", "0.0.0.0", "--ephemeral"], 2, "token"),
-    (["serve", "--token-file", "/nope/x", "--ephemeral"], 1, "/nope/x"),
-    (["serve", "--state", "/proc/nope"], 1, "/proc/nope"),
-    (["serve", "--variant-module", "/nope/x.py"], 2, "/nope/x.py"),
-    (["replay"], 2, "FILE"),
-    (["replay", "/nope/x.json"], 1, "/nope/x.json"),
-    (["replay", "/dev/null"], 1, "JSON"),
-    (["replay", "/nope/x.json", "-o", "y"], 2, "--record"),
-    (["replay", "/nope/x.json", "--engine", "odd"], 2, "x86"),
-    (["explore", "--strategy", "odd"], 2, "pct"),
-    (["explore", "--behaviour", "odd"], 2, "careless"),
-    (["explore", "--vcpus", "9"], 2, "--vcpus"),
-    (["explore", "--replay", "nonsense"], 2, "ks"),
-    (["explore", "--replay", "ks3:a:b"], 2, "token"),
-    (["explore", "--report", "/proc/nope", "--variant", "none", "--property", "balance"], 1, "/proc/nope"),
-    (["doctor", "--state", "/nope/x"], 2, "/nope/x"),
-    (["serve", "--uds", "/nope/x", "--ephemeral"], 1, "/nope/x"),
-    (["serve", "--state", "/dev/null"], 1, "/dev/null"),
-    (["vm", "script", "/dev/null"], 2, "JSON"),
-    (["memory", "read", "0x1000", "-5"], 2, "-5"),
-    (["vcpu", "program", "0", "3"], 2, "list"),
-    (["vm", "script", "{}"], 2, "list"),
-    (["memory", "transaction", "{}"], 2, "list"),
-    (["vcpu", "sregs", "0", "--set", "[1]"], 2, "object"),
-    (["explore", "--variant-module", f"{HERE}/ends.py"], 2, "ends.py:3: SystemExit"),
-    (["explore", f"{HERE}/ends.py"], 2, "SystemExit"),
-    (["explore", f"{HERE}/ends.py", "--ledger"], 2, "--ledger"),
-    (["serve", "--token-file", "/dev/null", "--ephemeral"], 1, "token"),
-    (["serve", "--uds", "x" * 200, "--ephemeral"], 1, "too long"),
-    (["explore", "--scenario", "/"], 2, "merge"),
-]
-
-
-ANSWERING = [wrong for wrong in WRONG if wrong[0][:1] != ["serve"]]  # what has an answer has --json, too
-
-
-@pytest.mark.parametrize(("arguments", "status", "word"), WRONG, ids=lambda value: str(value)[:60])
-def test_what_is_wrong_is_said_in_one_line_with_the_right_exit_status(arguments, status, word, say):
-    code, out, err = say(*arguments)
-    assert (code, out) == (status, "")
-    assert err.startswith("kickstand: ")
-    assert err.count("\n") == 1
-    assert word in err
-    assert not re.search(r"Traceback|[{}]|Errno", err)
-
-
-@pytest.mark.parametrize(("arguments", "status", "word"), ANSWERING[::5], ids=lambda value: str(value)[:60])
-def test_under_json_an_error_is_an_object(arguments, status, word, say):
-    code, out, err = say(*arguments, "--json")
-    told = json.loads(err)
-    assert (code, out, told["status"]) == (status, "", status)
-    assert "error" in told
-
-
-def test_under_json_a_refusal_of_the_server_is_its_problem(say, url):
-    code, _, err = say("vm", "kick", "--vm", "nobody", "--json", url=url)
-    assert code == 1
-    assert json.loads(err)["problem"]["errno"] == "ENODEV"
-
-
-def test_every_complaint_of_the_server_is_in_the_line(say, url):
-    code, _, err = say("memory", "transaction", "[{}]", url=url)
-    assert code == 1
-    assert err.count("\n") == 1
-    assert "slot" in err
-    assert "memory_size" in err
-
-
-def test_a_file_that_cannot_be_written_is_one_line(say, url):
-    assert say("trace", "-o", "/nope/x", url=url) == (1, "", "kickstand: /nope/x: No such file or directory\n")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-@pytest.mark.parametrize("command", [("trace",), ("vm", "snapshot")])
-def test_a_disk_that_is_full_is_one_line_with_the_file(command, say, url):
-    assert say(*command, "-o", "/dev/full", url=url) == (1, "", "kickstand: /dev/full: No space left on device\n")
-
-
-def test_a_server_that_is_no_kickstand_is_said_to_be_none(say, monkeypatch):
-    import httpx
-
-    monkeypatch.setattr(httpx.Client, "request", lambda *_args, **_kwargs: httpx.Response(200, text="<html>"))
-    code, _, err = say("vm", "list")
-    assert code == 1
-    assert "no Kickstand server" in err
-
-
-def test_a_reader_that_has_seen_enough_ends_the_command(url):
-    command = f"{sys.executable} -m kickstand events --json --url {url} | head -1"
-    with (
-        subprocess.Popen(command, shell=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as pipe,
-        Client(url) as client,
-    ):
-        assert json.loads(pipe.stdout.readline())["event"] == "snapshot"
-        while pipe.poll() is None:  # the command learns of it with its next line
-            client.kick()
-            client.resume()
-        assert pipe.stderr.read() == ""
-
-
-# -- help ----------------------------------------------------------------------------------------------------
 
 
 def test_programs_come_before_client_commands_in_help(say):
@@ -249,9 +82,6 @@ def test_the_version(say):
 def test_help_names_the_variants_and_properties_that_there_are():
     assert VARIANTS.split(", ") == sorted(variants())
     assert PROPERTIES.split(", ") == list(properties.PROPERTIES)
-
-
-# -- answers -------------------------------------------------------------------------------------------------
 
 
 def test_deleting_needs_a_name_and_says_what_is_gone(say, url):
@@ -349,64 +179,3 @@ def test_a_server_says_where_its_state_is_what_it_restored_and_how_to_stop(tmp_p
     assert first[1].startswith("http://127.0.0.1:")
     assert first[2:] == [f"state: {tmp_path}", f"docs:  {first[1]}docs", "stop:  Ctrl-C"]
     assert served()[2] == f"state: {tmp_path}, restored default"
-
-
-# -- replay --------------------------------------------------------------------------------------------------
-
-
-def test_a_script_without_recorded_answers_is_played_and_nothing_passes(say, tmp_path):
-    file = tmp_path / "mine.json"
-    file.write_text(json.dumps(SCRIPT))
-    code, out, _ = say("replay", file, "--engine", "script")
-    assert code == 0
-    assert '"exit_reason": "IO"' in out
-    assert out.splitlines()[-1].startswith("1 played, nothing compared")
-    assert "passed" not in out
-    told = json.loads(say("replay", file, "--engine", "script", "--json")[1])
-    assert (told["passed"], told["compared"], told["operations"]) == (0, 0, 2)
-    assert told["unrecorded"][0]["answers"][1]["port"] == 16
-
-
-@pytest.mark.parametrize("name", ["mine.json", "mine.jsonl", "mine.json.gz", "mine.jsonl.gz"])
-def test_recorded_answers_are_compared_from_then_on(name, say, tmp_path):
-    file = tmp_path / name
-    text = json.dumps({"id": "mine", "family": "own", "ops": SCRIPT}).encode()
-    file.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
-    assert say("replay", file, "--engine", "script", "--record")[0] == 0
-    code, out, _ = say("replay", file, "--engine", "script")
-    assert (code, out) == (0, "compared 2 of 2 operations\n1 passed, 0 failed\n")
-    kept = file.read_bytes()
-    assert say("replay", file, "--engine", "script", "--record")[1].endswith("1 passed, 0 failed\n")
-    assert file.read_bytes() == kept or name.endswith(".json")
-    data = json.loads(gzip.decompress(kept) if name.endswith(".gz") else kept)
-    assert (data["family"], data["ops"][0]["result"]) == ("own", {"ret": 0, "errno": None})
-
-
-def test_what_was_recorded_is_not_recorded_over(say, tmp_path):
-    file = tmp_path / "mine.json"
-    wrong = [{**SCRIPT[0], "result": {"ret": -1, "errno": "EEXIST"}}, SCRIPT[1]]
-    file.write_text(json.dumps(wrong))
-    code, out, _ = say("replay", file, "--engine", "script", "--record")
-    assert (code, out.splitlines()[-1]) == (1, "0 passed, 1 failed")
-    assert json.loads(file.read_text()) == wrong
-
-
-def test_answers_are_recorded_elsewhere(say, tmp_path):
-    file = tmp_path / "mine.json"
-    file.write_text(json.dumps(SCRIPT))
-    assert say("replay", file, "--engine", "script", "--record", "-o", tmp_path / "out.jsonl")[0] == 0
-    assert json.loads(file.read_text()) == SCRIPT
-    assert json.loads((tmp_path / "out.jsonl").read_text())[1]["result"]["exit_reason"] == "IO"
-    assert say("replay", file, "--engine", "script", "--record", "-o", "/nope/out")[0] == 1
-
-
-def test_a_script_comes_from_standard_input():
-    command = [sys.executable, "-m", "kickstand", "replay", "-", "--engine", "script", "--record", "-o", "-"]
-    done = subprocess.run(command, input=json.dumps(SCRIPT), capture_output=True, text=True, check=True, timeout=60)
-    assert json.loads(done.stdout.splitlines()[0])[1]["result"]["port"] == 16
-
-
-def test_a_partly_recorded_script_says_how_much_was_compared(say, tmp_path):
-    file = tmp_path / "mine.json"
-    file.write_text(json.dumps([{**SCRIPT[0], "result": {"ret": 0, "errno": None}}, SCRIPT[1]]))
-    assert say("replay", file, "--engine", "script")[1] == "compared 1 of 2 operations\n1 passed, 0 failed\n"
