@@ -13,7 +13,7 @@ from kickstand.cli import app
 from kickstand.commands import doctor
 from kickstand.exec.checks import Check
 from kickstand.journal.examine import examine
-from tests.journal import damage
+from tests.journal.disk import damage
 
 pytestmark = pytest.mark.slow
 

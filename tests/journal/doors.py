@@ -34,7 +34,7 @@ from kickstand.core.variants.holds import MOST_HOLDS
 from kickstand.journal.records import Recorder
 from kickstand.main import create_app
 from kickstand.settings import JournalSettings, Limits, Settings
-from tests.journal.damage import started, without_clocks
+from tests.journal.disk.damage import started, without_clocks
 
 PAGE = 4096
 BASE = "0x7f0000000000"

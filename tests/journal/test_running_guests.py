@@ -7,7 +7,7 @@ from kickstand.core.trace import VcpuState
 from kickstand.journal.records import Recorder
 from kickstand.runtime.registry import Registry
 from tests.api.live import until
-from tests.journal.damage import portrait, without_clocks
+from tests.journal.disk.damage import portrait, without_clocks
 
 PAGE = 4096
 PUSHES = bytes.fromhex("50 66ff06 0010 ebf9")  # 1: push ax; inc dword [1000]; jmp 1b

@@ -1,7 +1,7 @@
 """What was kept by older versions, brought to the form of this one: a step for each format.
 
 A change of the form that a default cannot bridge is a new format: a step here, and a file of the old one in
-``tests/journal/kept``, which is restored by a test for ever.
+``tests/journal/disk/kept``, which is restored by a test for ever.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Damage a state directory in every way there is, start on it, and see that only what is damaged is not served.
 
-    python -m tests.journal.damage 500
+    python -m tests.journal.disk.damage 500
 
 A directory with several VMs is left by a crash and by a clean end. Then, one at a time: a bit flips in each column of
 each kind of row, rows go, come twice or hold something else; every file is flipped, cut off, emptied, removed, or is a

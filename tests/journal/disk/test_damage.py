@@ -19,7 +19,7 @@ from kickstand.journal.restore import Saved, restore
 from kickstand.runtime.registry import Registry
 from kickstand.settings import SettingsError
 from tests.api.live import events, live, until
-from tests.journal import damage
+from tests.journal.disk import damage
 
 pytestmark = pytest.mark.slow  # each starts servers
 
