@@ -81,7 +81,7 @@ openapi: $(RUNTIME) ## write openapi.json
 	$(BIN)/python -m kickstand openapi > openapi.json
 
 screenshots: $(DEV) $(BROWSER) ## take the dashboard's pictures again
-	$(BIN)/python -m tests.browser.screenshots docs/img
+	$(BIN)/python -m tests.browser.pictures docs/img
 
 # Keeps the locked versions that still fit; ARGS=--upgrade takes the newest.
 LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
+from tests.browser.axe import AXE, axe
 from tests.browser.browser import until
-from tests.browser.test_access import AXE, axe
 
 
 @pytest.fixture

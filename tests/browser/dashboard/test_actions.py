@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from tests.browser.browser import audit, until
-from tests.browser.test_views import inside_kicks, more, open_view, text
+from tests.browser.dashboard.views import inside_kicks, more, open_view, text
 
 STORY_BUTTONS = (  # and the action behind each
     ("kick", "kick"),

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from tests.browser.browser import audit, until
-from tests.browser.sleepers import put_to_sleep
-from tests.browser.test_views import open_view
+from tests.browser.dashboard.sleepers import put_to_sleep
+from tests.browser.dashboard.views import open_view
 
 TERMS = """Object.fromEntries([...document.querySelectorAll('.pending dt')]
     .map((term) => [term.textContent, term.nextSibling.textContent]))"""

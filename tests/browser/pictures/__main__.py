@@ -1,4 +1,4 @@
-"""Writes a picture of every view, light and dark, to docs/img: `python -m tests.browser.screenshots [FOLDER]`.
+"""Writes a picture of every view, light and dark, to docs/img: `python -m tests.browser.pictures [FOLDER]`.
 
 The pictures show a live server with a scene that is the same every time, as far as live guests allow.
 """
@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from tests.browser.browser import browsing, explored, missing, serving, until
-from tests.browser.palette import pack
-from tests.browser.sleepers import put_to_sleep
-from tests.browser.test_views import open_view
+from tests.browser.dashboard.sleepers import put_to_sleep
+from tests.browser.dashboard.views import open_view
+from tests.browser.pictures.palette import pack
 
 SIZE = {"width": 1280, "height": 800}
 TALL = {"width": 1280, "height": 1180}

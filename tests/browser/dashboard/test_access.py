@@ -1,16 +1,12 @@
 """The page for everybody: an audit, contrast, zoom, forced colours, reduced motion, and a thousand vCPUs."""
 
-import os
 from pathlib import Path
 
 import pytest
 
+from tests.browser.axe import AXE, axe
 from tests.browser.browser import audit, opened, until
-from tests.browser.test_views import VIEWS, more, open_table, open_view
-from tests.dashboard import tools
-
-# axe-core is used where `make check` has put it, or this says; the audit below is always made.
-AXE = os.environ.get("KICKSTAND_AXE", str(tools.AXE) if tools.AXE.exists() else "")
+from tests.browser.dashboard.views import VIEWS, more, open_table, open_view
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -28,16 +24,6 @@ def test_no_view_has_an_accessibility_fault(story, scheme):
     story.wait_for_selector("dialog[open]")
     assert audit(story) == [], "help"
     story.keyboard.press("Escape")
-
-
-def axe(page):
-    page.evaluate(Path(AXE).read_text())
-    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-    return [
-        (each["id"], each["nodes"][0]["html"][:120])
-        for each in found["violations"]
-        if each["impact"] in ("serious", "critical")
-    ]
 
 
 @pytest.mark.parametrize("size", [(640, 450), (390, 844), (320, 568)], ids=["zoomed", "phone", "small"])
@@ -120,5 +106,5 @@ def test_the_scripts_are_small(page):
         .map(({ name, encodedBodySize }) => [new URL(name).pathname, encodedBodySize])""")
     assert len(loaded) > 20
     assert sum(size for _, size in loaded) <= 62_000
-    folder = Path(__file__).parents[2] / "app" / "dashboard"
+    folder = Path(__file__).parents[3] / "app" / "dashboard"
     assert all(len(script.read_text().splitlines()) <= 250 for script in folder.rglob("*.js"))

@@ -4,7 +4,7 @@ import time
 
 from kickstand.client import Client
 from tests.browser.browser import audit, opened, until
-from tests.browser.test_views import VIEWS, open_view, text
+from tests.browser.dashboard.views import VIEWS, open_view, text
 
 SIZES = """[...new Set([...document.querySelectorAll('body *')]
     .filter((node) => [...node.childNodes].some((part) => part.nodeType === 3 && part.data.trim()))

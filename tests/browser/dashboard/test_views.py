@@ -3,6 +3,7 @@
 from urllib.request import Request, urlopen
 
 from tests.browser.browser import until, visit
+from tests.browser.dashboard.views import inside_kicks, more, open_table, open_view, text
 
 # Guest and halted, as painted.
 BOTH_COLOURS = """(() => {
@@ -12,33 +13,6 @@ BOTH_COLOURS = """(() => {
     for (let n = 0; n < data.length; n += 4) seen.add((data[n] << 16) | (data[n + 1] << 8) | data[n + 2]);
     return seen.has(0x2bb58a) && seen.has(0xcc79a7);
 })()"""
-VIEWS = ("overview", "vcpus", "timeline", "memory", "explorer", "warnings")
-
-
-def open_view(page, name):
-    page.click(f"header a[data-view={name}]")
-    until(page, f"document.querySelector('#main > .view.{name}') !== null")
-
-
-def open_table(page):
-    open_view(page, "vcpus")
-    page.click("#as-table")
-    until(page, "document.querySelector('#main .vcpus tbody tr') !== null")
-
-
-def more(page):
-    """The rest of the buttons."""
-    page.wait_for_selector("#more")
-    page.evaluate("document.querySelector('#more').open = true")
-    page.wait_for_selector("#do-rounds")
-
-
-def inside_kicks(page, wanted):
-    page.set_checked("#inside", wanted)
-
-
-def text(page, selector="#main"):
-    return page.inner_text(selector)
 
 
 def test_a_newcomer_sees_vcpus_move_and_finds_race_and_cure(context, server):

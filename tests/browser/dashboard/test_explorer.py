@@ -1,7 +1,7 @@
 """The explorer's view, with the real explorer behind it."""
 
 from tests.browser.browser import audit, explored, until
-from tests.browser.test_views import open_view, text
+from tests.browser.dashboard.views import open_view, text
 
 
 def test_the_explorer_fills_its_matrix_and_steps_through_a_counterexample(page):

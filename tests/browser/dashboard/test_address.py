@@ -1,7 +1,7 @@
 """The page's address: every view is a link, what it names and there is not is said, a reload tells what happened."""
 
 from tests.browser.browser import eventually, opened, settled, until, visit
-from tests.browser.test_views import VIEWS, more, open_view, text
+from tests.browser.dashboard.views import VIEWS, more, open_view, text
 
 
 def test_every_view_is_a_link(page, server):
