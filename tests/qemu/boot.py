@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
+import socket
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 
 KILL_S = 10
@@ -54,6 +56,13 @@ def boot(*options, until, timeout, under=(), then=lambda: None) -> Boot:
         process.stdout.close()
         process.stderr.close()
     return Boot(out, errors[0], reached, _cpu_s() - before)
+
+
+def free_port() -> int:
+    """A port for ``--serve``."""
+    with closing(socket.socket()) as made:
+        made.bind(("127.0.0.1", 0))
+        return made.getsockname()[1]
 
 
 def _read(stream, until) -> tuple[str, bool]:

@@ -1,25 +1,31 @@
 """Debian's kernel under QEMU on Kickstand's /dev/kvm, to its first userspace line: ``make linux-test``.
 
 The kernel is that of ``linux-image-cloud-amd64``, as it is installed everywhere; the initramfs is made here. Nothing of
-the machine is switched off: real clock, ACPI, APIC.
+the machine is switched off: real clock, ACPI, APIC. On its way there a client kicks and resumes it a hundred times.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import struct
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.qemu.boot import boot
+from tests.qemu.boot import boot, free_port
+from tests.qemu.kicks import Kicks, entries
 from tests.qemu.packages import depends_on, unpacked
 
 LINE = "This is userspace."
 COMMAND_LINE = "console=ttyS0 panic=-1"
 DIRECTORY, DEVICE, PROGRAM = 0o40755, 0o20600, 0o100755
 CONSOLE = 5, 1
+TROUBLE = r".*(?:lockup|LOCKUP|rcu.*stall|starved|BUG|WARNING|Oops|Call Trace|blocked for more than)[\s\S]{,2000}"
+KICKS = 100
 TIMEOUT_S = 900
 
 
@@ -69,7 +75,32 @@ def test_an_archive_has_its_names_and_data_at_multiples_of_four():
 @pytest.mark.parametrize("mode", ["precise", "fast"])
 @pytest.mark.parametrize("cpus", [1, 2])
 def test_it_comes_to_userspace(qemu, kernel, initramfs, cpus, mode):
+    boot_linux(kernel, initramfs, cpus, "--mode", mode)
+
+
+@pytest.mark.timeout(TIMEOUT_S + 20)
+@pytest.mark.parametrize("cpus", [1])
+def test_a_client_kicks_and_resumes_it_a_hundred_times_on_its_way_there(qemu, kernel, initramfs, tmp_path, cpus):
+    port, summary = free_port(), tmp_path / "summary.json"
+    under = ("--variant", "sticky", "--serve", f"127.0.0.1:{port}", "--summary-json", str(summary))
+    with Kicks(port, KICKS) as kicks:
+        boot_linux(kernel, initramfs, cpus, *under)
+    assert len(kicks.windows) == KICKS
+    for window in kicks.windows:
+        assert window.kick["changed"], str(window)
+        assert entries(window.closed) == entries(window.still_closed), str(window)
+        assert all("KVM_REQ_USERSPACE_KICK" in vcpu["requests"] for vcpu in window.still_closed), str(window)
+        assert window.resume["cleared"] == cpus, str(window)
+    for window, later in pairwise(kicks.windows):
+        assert sum(entries(later.closed)) > sum(entries(window.still_closed)), f"{window}\n{later}"
+    exits = sum(json.loads(summary.read_text())["exits"].values())
+    assert exits > 1000 + sum(vcpu["counters"]["runs"] for vcpu in kicks.windows[-1].still_closed)
+
+
+def boot_linux(kernel, initramfs, cpus, *under):
+    """To its first userspace line, and without a line of trouble."""
     machine = ("-smp", str(cpus), "-m", "128", "-nodefaults", "-serial", "stdio")
     linux = ("-kernel", str(kernel), "-initrd", str(initramfs), "-append", COMMAND_LINE)
-    done = boot(*machine, *linux, until=LINE, timeout=TIMEOUT_S, under=("--mode", mode))
+    done = boot(*machine, *linux, until=LINE, timeout=TIMEOUT_S, under=under)
     assert done.reached, str(done)
+    assert not re.search(TROUBLE, done.out), re.search(TROUBLE, done.out)[0]

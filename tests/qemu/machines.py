@@ -1,11 +1,13 @@
 """QEMU's machines on Kickstand's /dev/kvm, to the end of their firmware: ``make qemu-test``.
 
-SeaBIOS on every machine, with every kind of interrupt controller and up to four CPUs; U-Boot; QEMU's own defaults.
+SeaBIOS on every machine, with every kind of interrupt controller and up to four CPUs; U-Boot; QEMU's own defaults;
+memtest86+ with two CPUs.
 Not part of the suite, which boots one of them (``test_boot.py``).
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +72,17 @@ def test_uboot_comes_to_its_prompt(qemu, bits):
     done = boot(*options, until="\n=> ", timeout=TIMEOUT_S)
     assert done.reached, str(done)
     assert "U-Boot 20" in done.out
+
+
+@pytest.mark.timeout(TIMEOUT_S + 20)
+@pytest.mark.parametrize("mode", ["precise", "fast"])
+def test_memtest86_tests_memory_with_both_cpus_and_finds_no_error(qemu, mode):
+    image = unpacked("memtest86+") / "boot" / "memtest86+x64.bin"
+    options = ("-smp", "2", *NOTHING_ELSE, "-serial", "stdio", "-kernel", str(image), "-append", "console=ttyS0,115200")
+    done = boot(*options, until="Using: All Cores", timeout=TIMEOUT_S, under=("--mode", mode))
+    assert done.reached, str(done)
+    assert "CPU: 2 Cores 2 Threads" in done.out
+    assert set(re.findall(r"Errors: (\d+)", done.out)) == {"0"}
 
 
 @pytest.mark.xfail(reason="the second KVM_RUN of QEMU answers another port when it is replayed", strict=False)

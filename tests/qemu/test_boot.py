@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
-from contextlib import closing
 
 import httpx
 import pytest
 
-from tests.qemu.boot import boot
+from tests.qemu.boot import boot, free_port
 
 CONSOLE = ("-chardev", "stdio,id=console", "-device", "isa-debugcon,iobase=0x402,chardev=console")
 PC = ("-machine", "pc,kernel-irqchip=off", "-vga", "none", "-net", "none", "-serial", "none", "-m", "64")
-
-
-def free_port():
-    with closing(socket.socket()) as made:
-        made.bind(("127.0.0.1", 0))
-        return made.getsockname()[1]
 
 
 @pytest.mark.slow
