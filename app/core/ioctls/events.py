@@ -45,7 +45,6 @@ class EventIoctls(AnyVcpu):
         await self.vm.check_alive("KVM_SET_MP_STATE")
         if mp_state not in SETTABLE_MP_STATES or (mp_state is not MpState.RUNNABLE and not self.vm.irqchip):
             raise KvmError(errno.EINVAL, "KVM_SET_MP_STATE", f"{mp_state.name} cannot be set here", field="mp_state")
-        await self.vm.check_alive("KVM_SET_MP_STATE")
         await self.mutex.lock(tid)
         try:
             await self.arch.set_mp_state(mp_state)
