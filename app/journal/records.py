@@ -143,8 +143,7 @@ def _running(machine: Machine) -> bool:
     """A guest runs or is about to, and its writes are logged: those from now on are not in this record."""
     if not machine.vm.memslots.dirty:
         return False
-    outside = (VcpuState.USER, VcpuState.WAITING)
-    if any(vcpu.watched.state not in outside for vcpu in machine.vm.vcpus.values()):
+    if any(vcpu.watched.inside for vcpu in machine.vm.vcpus.values()):
         return True
     if any(run.vcpu.watched.state is VcpuState.USER and not run.task.done() for run in machine.runs):
         return True

@@ -22,7 +22,6 @@ from typing import IO, Any
 from pydantic_core import from_json, to_json
 
 from kickstand.core.errors import KvmError
-from kickstand.core.trace import VcpuState
 from kickstand.core.uapi import PAGE_SHIFT
 from kickstand.journal.form import Encoded
 from kickstand.journal.records import Recorder, encoded
@@ -101,7 +100,7 @@ async def _still(machine: Machine) -> AsyncGenerator[None]:
     locked = []
     try:
         for vcpu in vcpus:
-            if vcpu.watched.state not in (VcpuState.USER, VcpuState.WAITING):
+            if vcpu.watched.inside:
                 perform_now(vcpu.send_signal())  # the variant's kick does not stop it
         try:
             async with asyncio.timeout(STILL_S):

@@ -14,7 +14,7 @@ from typing import Any
 
 from kickstand.core.arch.kvmclock import KvmClock, TimeSource
 from kickstand.core.errors import KvmError
-from kickstand.core.trace import VCPU_STATE, Fields, Tracepoint, VcpuState
+from kickstand.core.trace import VCPU_STATE, Fields, Tracepoint
 from kickstand.core.uapi import Fd, check_extension
 from kickstand.core.variants import variant as find_variant
 from kickstand.core.vm import DEFAULT_SWITCHES, Switches, System, Vm
@@ -99,8 +99,7 @@ class Machine(StateIoctls, TimeIoctls, InterruptIoctls, VcpuIoctls, MemoryIoctls
 
     def _idle(self) -> bool:
         """Somebody sleeps in KVM_RUN, and nobody runs or has been woken and does not know it yet."""
-        outside = (VcpuState.USER, VcpuState.WAITING)
-        inside = [vcpu for vcpu in self.vm.vcpus.values() if vcpu.watched.state not in outside]
+        inside = [vcpu for vcpu in self.vm.vcpus.values() if vcpu.watched.inside]
         return bool(inside) and all(vcpu.task.sleeping for vcpu in inside)
 
     def _traced(self, event: Tracepoint, vcpu: int | None, fields: Fields) -> None:

@@ -46,6 +46,11 @@ class Watched:
     entered_since_eintr: bool = True
     counters: Counters = field(default_factory=Counters)
 
+    @property
+    def inside(self) -> bool:
+        """The vCPU is in KVM_RUN, past the gate: neither in userspace nor waiting to be let in."""
+        return self.state is not VcpuState.USER and self.state is not VcpuState.WAITING
+
     def entered(self) -> None:
         """The guest is entered."""
         self.counters.entries += 1

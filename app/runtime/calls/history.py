@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kickstand.core.errors import KvmError
 
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     from kickstand.core.kvm_main import AnyVcpu
     from kickstand.core.run.run_page import Cause, RunResult
 
-C = TypeVar("C")
 CALLS = 20_000
 PAYLOAD = 64 << 20  # bytes written to host memory that are kept
 LIGHT = 1 << 16  # bytes that a machine's history may go on to keep when the machine is gone
 READ = 4_096  # longer reads of host memory are not kept
-READS = frozenset({"get_regs", "get_sregs", "get_mp_state", "read"})
 
-_inside: ContextVar[bool] = ContextVar("inside", default=False)
+_part: ContextVar[bool] = ContextVar("recorded_part", default=False)
+"""True while the calls of this task are parts of one that is recorded."""
 
 
 @dataclass(slots=True)
@@ -97,12 +96,14 @@ class History:
         kwargs: Mapping[str, Any],
         signature: inspect.Signature | None = None,
         size: int = 0,
+        *,
+        alone: bool = False,
     ) -> Call | None:
-        """Note the beginning of a call; None for one that is part of another, or a read beside running calls."""
-        if _inside.get():
+        """Note the beginning of a call; None for one that is part of another, or that counts ``alone`` and is not."""
+        if _part.get():
             return None
         self._number_ended()
-        if name in READS and self.open:
+        if alone and self.open:
             return None
         self._payload -= size
         self._clock += 1
@@ -170,18 +171,29 @@ class History:
         call.ended, call.result, call.error = self._clock, result, error
 
 
-def noted(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a method of a machine note its calls: a coroutine's with its result, else a KVM_RUN that it begins."""
+def noted(method: Callable[..., Any], *, alone: bool = False) -> Callable[..., Any]:
+    """Make a method of a machine note its calls: a coroutine's with its result, else a KVM_RUN that it begins.
+
+    ``alone``: not while any other is under way. It does not wait for these, so that it has no place among them.
+    """
     name = method.__name__
     signature = inspect.signature(method)
     signature = signature.replace(parameters=list(signature.parameters.values())[1:])
 
-    @functools.wraps(method)
+    def begin(self: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+        history: History = self.history
+        return history.begin(name, args, kwargs, signature, alone=alone)
+
+    note = _performed if inspect.iscoroutinefunction(method) else _begun
+    return functools.wraps(method)(note(method, begin))
+
+
+def _performed(method: Callable[..., Any], begin: Callable[..., Call | None]) -> Callable[..., Any]:
     async def performed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = self.history.begin(name, args, kwargs, signature)
+        call = begin(self, args, kwargs)
         if call is None:
             return await method(self, *args, **kwargs)
-        token = _inside.set(True)
+        token = _part.set(True)
         error: KvmError | None = None
         result: Any = None
         try:
@@ -190,24 +202,27 @@ def noted(method: Callable[..., Any]) -> Callable[..., Any]:
             error = refused
             raise
         finally:
-            _inside.reset(token)
+            _part.reset(token)
             self.history.end(call, result, error)
         return result
 
-    @functools.wraps(method)
+    return performed
+
+
+def _begun(method: Callable[..., Any], begin: Callable[..., Call | None]) -> Callable[..., Any]:
     def begun(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = self.history.begin(name, args, kwargs, signature)
+        call = begin(self, args, kwargs)
         if call is None:
             return method(self, *args, **kwargs)
-        token = _inside.set(True)  # what it starts inherits this, so that a guest's writes are not the VMM's
+        token = _part.set(True)  # what it starts inherits this, so that a guest's writes are not the VMM's
         try:
             result = method(self, *args, **kwargs)
         except KvmError as refused:
             self.history.end(call, error=refused)
             raise
         finally:
-            _inside.reset(token)
+            _part.reset(token)
         self.history.follow(call, result)
         return result
 
-    return performed if inspect.iscoroutinefunction(method) else begun
+    return begun

@@ -70,6 +70,7 @@ def ioctl(
     durable: bool = False,
     admitted: bool = False,
     recorded: bool = False,
+    alone: bool = False,
     fd: Fd | None = None,
     takes: Takes | None = None,
     gives: Gives | None = None,
@@ -78,7 +79,8 @@ def ioctl(
     """Declare that a method performs the ioctl ``name``, or something of Kickstand's own that has no number.
 
     ``durable``: it is refused while nothing can be kept, and returns after its outcome is. ``admitted``: only the
-    former; its outcome is kept another way. ``recorded``: its calls are in the machine's history.
+    former; its outcome is kept another way. ``recorded``: its calls are in the machine's history (``alone``: as in
+    ``noted``).
 
     For callers that speak bytes: ``takes`` makes the method's arguments (after the vCPU) from the ioctl's; ``gives``
     makes the return value or, for an ioctl that fills in its structure, the structure's fields from the method's
@@ -93,7 +95,7 @@ def ioctl(
             raise TypeError(f"{name} is given a structure: say what of it the method takes")
         if abi is not None and abi.direction == Direction.READ and gives is None:
             raise TypeError(f"{name} fills in a structure: say what its method gives")
-        done: Callable[..., Any] = noted(method) if recorded else method
+        done: Callable[..., Any] = noted(method, alone=alone) if recorded else method
         if durable:
             done = kept(name, done, about_vcpu="vcpu_id" in inspect.signature(method).parameters)
         elif admitted:

@@ -65,7 +65,7 @@ class VcpuIoctls(Process):
         """``start_run`` and its result in one; cancelled, it leaves as a departed client does."""
         return await self.start_run(vcpu_id, **options).result()
 
-    @ioctl("KVM_GET_REGS", recorded=True, gives=dict)
+    @ioctl("KVM_GET_REGS", recorded=True, alone=True, gives=dict)
     async def get_regs(self, vcpu_id: int) -> dict[str, int]:
         """KVM_GET_REGS: unlike the ioctl it waits for KVM_RUN to end only if the guest runs beside the loop."""
         return await self._look(vcpu_id, self.vcpu(vcpu_id).guest.registers)
@@ -76,7 +76,7 @@ class VcpuIoctls(Process):
         guest = self.vcpu(vcpu_id).guest
         await self._locked(vcpu_id, lambda: guest.set_registers(registers))
 
-    @ioctl("KVM_GET_SREGS", recorded=True, gives=dict)
+    @ioctl("KVM_GET_SREGS", recorded=True, alone=True, gives=dict)
     async def get_sregs(self, vcpu_id: int) -> dict[str, object]:
         """KVM_GET_SREGS, as ``get_regs``."""
         return await self._look(vcpu_id, self.vcpu(vcpu_id).guest.special_registers)
@@ -86,7 +86,7 @@ class VcpuIoctls(Process):
         """KVM_SET_SREGS for the named registers, within segments too; waits for KVM_RUN to end."""
         await self.call(self.vcpu(vcpu_id).set_special_registers(changes, self.thread().tid))
 
-    @ioctl("KVM_GET_MP_STATE", recorded=True, gives=lambda state: {"mp_state": state})
+    @ioctl("KVM_GET_MP_STATE", recorded=True, alone=True, gives=lambda state: {"mp_state": state})
     async def get_mp_state(self, vcpu_id: int) -> MpState:
         """KVM_GET_MP_STATE, without waiting for KVM_RUN to end: else it takes an INIT or SIPI that is pending."""
         return await self._mp_state(vcpu_id)
@@ -195,17 +195,17 @@ class VcpuIoctls(Process):
 
     def _script(self, vcpu: AnyVcpu) -> ScriptGuest:
         if not isinstance(vcpu.guest, ScriptGuest):
-            raise KvmError(
-                errno.ENOTTY, "program", f"engine {self.engine} has no programs; write code to memory instead"
-            )
+            raise self._no_programs()
         return vcpu.guest
 
     def _compile(self, program: object) -> Any:
         if not self.guests.runs_programs:
-            raise KvmError(
-                errno.ENOTTY, "program", f"engine {self.engine} has no programs; write code to memory instead"
-            )
+            raise self._no_programs()
         return compile_program(program)
+
+    def _no_programs(self) -> KvmError:
+        detail = f"engine {self.engine} has no programs; write code to memory instead"
+        return KvmError(errno.ENOTTY, "program", detail)
 
     def describe_vcpu(self, vcpu_id: int) -> dict[str, Any]:
         """A vCPU's shape."""

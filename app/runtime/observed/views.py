@@ -24,16 +24,14 @@ from kickstand.core.run.exits import (
 from kickstand.core.run.run_page import Cause, PageWrites, RunResult
 from kickstand.core.shared.requests import request_names
 from kickstand.core.shared.rwsem import RwSemaphore
-from kickstand.core.trace import VcpuState
 from kickstand.core.uapi import PAGE_SHIFT
 from kickstand.runtime.driver.tasks import Waiter
 from kickstand.runtime.vmm import threads as userspace
+from kickstand.runtime.vmm.process import KICKER
 
 if TYPE_CHECKING:
     from kickstand.core.memslots import Slot
     from kickstand.core.vm import Vm
-
-KICKER = "kicker"  # the role of a thread that calls KICK
 
 
 def page_writes(reply: bytes | None, immediate_exit: bool | None) -> PageWrites | None:
@@ -72,7 +70,7 @@ def locks(vm: Vm) -> dict[str, Any]:
     A variant without a semaphore has other shared objects of its own: whoever waits for one of them is in the queue.
     """
     by_tid = {vcpu.tid: vcpu.id for vcpu in vm.vcpus.values()}
-    inside = [vcpu.id for vcpu in vm.vcpus.values() if vcpu.watched.state not in (VcpuState.USER, VcpuState.WAITING)]
+    inside = [vcpu.id for vcpu in vm.vcpus.values() if vcpu.watched.inside]
     kept = (value.values() if isinstance(value, dict) else (value,) for value in vars(vm.variant).values())
     gates = [gate for values in kept for gate in values if isinstance(gate, Shared)]  # its own, and those of each vCPU
     writer = next((gate.writer for gate in gates if isinstance(gate, RwSemaphore) and gate.writer), None)
@@ -112,24 +110,13 @@ def run_result(result: RunResult, cause: Cause | None, kick_id: int | None, run_
 def exit_details(exit: UserExit | None) -> dict[str, Any]:
     """The union arm of ``kvm_run`` that an exit fills in."""
     if isinstance(exit, IoExit):
-        return {
-            "io": {
-                "direction": exit.direction,
-                "size": exit.size,
-                "port": exit.port,
-                "count": exit.count,
-                "data": exit.data.hex() if exit.direction == "out" else None,
-            }
-        }
+        data = exit.data.hex() if exit.direction == "out" else None
+        where = {"direction": exit.direction, "size": exit.size, "port": exit.port, "count": exit.count}
+        return {"io": {**where, "data": data}}
     if isinstance(exit, MmioExit):
-        return {
-            "mmio": {
-                "phys_addr": hex(exit.phys_addr),
-                "len": exit.len,
-                "is_write": exit.is_write,
-                "data": exit.data.hex() if exit.is_write else None,
-            }
-        }
+        data = exit.data.hex() if exit.is_write else None
+        where = {"phys_addr": hex(exit.phys_addr), "len": exit.len, "is_write": exit.is_write}
+        return {"mmio": {**where, "data": data}}
     if isinstance(exit, EoiExit):
         return {"eoi": {"vector": exit.vector}}
     if isinstance(exit, TprAccessExit):

@@ -33,7 +33,7 @@ class RecordedMemory(HostMemory):
         return arena
 
     def read(self, hva: int, length: int) -> bytes:
-        call = self._history.begin("read", (), {"hva": hva, "length": length}) if length <= READ else None
+        call = self._history.begin("read", (), {"hva": hva, "length": length}, alone=True) if length <= READ else None
         return self._finish(call, lambda: super(RecordedMemory, self).read(hva, length))
 
     def write(self, hva: int, data: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kickstand.core.errors import KvmError
 from kickstand.core.kvm_main import AnyVcpu
-from kickstand.core.trace import USER, VcpuState
+from kickstand.core.trace import USER
 from kickstand.runtime.vmm.flag import Flag
 from kickstand.runtime.vmm.process import KICKER, Process
 
@@ -36,7 +36,7 @@ class Window:
         """
         vm = self._process.vm
         self.proceed.clear()
-        inside = [vcpu for vcpu in vm.vcpus.values() if vcpu.watched.state is not USER]
+        met = [vcpu for vcpu in vm.vcpus.values() if vcpu.watched.state is not USER]
         was_open = self.count
         started = time.monotonic_ns()
         if not was_open:
@@ -45,7 +45,7 @@ class Window:
         try:
             changed = await self._process.by_thread(vm.kick_all_running_vcpus, timeout_ms, KICKER)
         except TimeoutError:
-            raise self._kick_timed_out(inside, timeout_ms) from None
+            raise self._kick_timed_out(met, timeout_ms) from None
         except BaseException:
             self._open_gate()
             raise
@@ -56,15 +56,15 @@ class Window:
         return {
             "kick_id": self.kick_id,
             "changed": changed,
-            "vcpus_stopped": len([vcpu for vcpu in inside if vcpu.watched.state is USER]),
+            "vcpus_stopped": len([vcpu for vcpu in met if vcpu.watched.state is USER]),
             "holds": self.count,
             "drain_ns": drain_ns,
             "seq": self._process.log.seq,
         }
 
-    def _kick_timed_out(self, inside: Sequence[AnyVcpu], timeout_ms: int | None) -> KvmError:
+    def _kick_timed_out(self, met: Sequence[AnyVcpu], timeout_ms: int | None) -> KvmError:
         self._open_gate()
-        still = [vcpu.id for vcpu in inside if vcpu.watched.state not in (VcpuState.USER, VcpuState.WAITING)]
+        still = [vcpu.id for vcpu in met if vcpu.watched.inside]
         return KvmError(
             errno.ETIMEDOUT,
             "KVM_KICK_ALL_RUNNING_VCPUS",
