@@ -141,9 +141,7 @@ async def clear_dirty_log(
 ) -> Response:
     """Forget the named pages, or all of the slot; answers those that are still dirty."""
     asked = body or shapes.ClearDirtyLog()
-    kept = machine.vm.memslots.slots.get(slot)
-    rest = max(0, kept.npages - asked.first_page) if kept else 0
-    num_pages = rest if asked.num_pages is None else asked.num_pages
+    num_pages = machine.pages_from(slot, asked.first_page) if asked.num_pages is None else asked.num_pages
     await while_connected(request, machine.clear_dirty_log(slot, asked.first_page, num_pages, asked.bits))
     return await reply_numbers("dirty_pages", await machine.dirty_pages(slot))
 
@@ -151,9 +149,7 @@ async def clear_dirty_log(
 def _deletion(machine: Machine, slot: int) -> CoreRegion:
     """The ioctl's argument: the slot's own addresses and size 0."""
     kept = machine.vm.memslots.slots.get(slot)
-    if kept is None:
-        return CoreRegion(slot, 0, 0, 0, 0)
-    return CoreRegion(slot, int(kept.flags), kept.region().guest_phys_addr, 0, kept.userspace_addr)
+    return CoreRegion(slot, 0, 0, 0, 0) if kept is None else kept.region().gone()
 
 
 def _fill_unit(fill: int | str | None) -> bytes:

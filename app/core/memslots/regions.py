@@ -28,6 +28,10 @@ class Region:
     memory_size: int
     userspace_addr: int
 
+    def gone(self) -> Region:
+        """The call that deletes what this one creates."""
+        return replace(self, memory_size=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:

@@ -36,7 +36,6 @@ class SharedMemory:
     def __init__(self, process: Process) -> None:
         self.process = process
         self.memory = ForeignMemory()
-        self.conversions = 0
         self.copies = Copies(process)
         self._backings: dict[tuple[int, int], Backing] = {}
         self._retired: list[Backing] = []
@@ -207,7 +206,6 @@ class SharedMemory:
         assert backing.start is not None
         offset, size = piece.start - backing.start, piece.end - piece.start
         self.memory.place(piece.start, backing.view[offset : offset + size], backing.address + offset)
-        self.conversions += 1
 
     def discard(self, start: int, end: int) -> None:
         """``MADV_DONTNEED``: what was private memory reads as zeros from now on."""

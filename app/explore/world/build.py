@@ -114,11 +114,6 @@ def _noting(world: World, share: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return shared
 
 
-def _belongs(world: World, first: int, vcpu: int) -> None:
-    """What was shared since there were ``first`` objects belongs to a vCPU."""
-    world.shared[first:] = [(shared, vcpu) for shared, _ in world.shared[first:]]
-
-
 def _add_vm(
     world: World,
     spec: VmSpec,
@@ -139,7 +134,7 @@ def _add_vm(
         users[vcpu.id] = share(Userspace())
         return ExploredGuest(vcpu, compiled[vcpu.id], users[vcpu.id], pages.get(vcpu.id))
 
-    vm = Vm(
+    vm = world.vms[spec.id] = Vm(
         spec.id,
         cell.variant,
         guest,
@@ -149,19 +144,11 @@ def _add_vm(
         share=share,
         flush_guests=spec.flush,
     )
-    world.vms[spec.id] = vm
-    flag = share(ResumeFlag())
-    world.flags[spec.id] = flag
-    real = _real(vm)
-    slots = _slots(spec.regions)
-    real.memslots.load((tuple(slots.items()), tuple((slot.id, ()) for slot in slots.values() if slot.logged)))
+    flag = world.flags[spec.id] = share(ResumeFlag())
+    _begin(vm, spec)
     threads = []
     for number in (*range(spec.vcpus), *spec.hotplug):
-        first = len(world.shared)
-        vcpu = vm.prepare_vcpu(number)
-        _belongs(world, first, number)
-        vm.vcpus[number] = vcpu
-        _unproxied(vcpu.arch).mp_state = MpState.RUNNABLE  # every AP has been started
+        vcpu = _vcpu(world, vm, number)
         gate = created.get(number)
         waits = flag if cell.behaviour == WELL else None
         name = vcpu_column(spec.id, number, single=len(world.scenario.vms) == 1)
@@ -170,9 +157,25 @@ def _add_vm(
         thread = VcpuThread(vcpu, users[number], waits, gate, acts, spec.handlers, spec.signals)
         threads.append(Thread(name, spec.id, Role.VCPU, thread.run, vcpu))
         _name_vcpu(world, vcpu, users[number])
-    real.lifetime.online = tuple(range(spec.vcpus))
     _name_vm(world, vm, flag, created, pages)
     return threads
+
+
+def _begin(vm: Vm, spec: VmSpec) -> None:
+    """The state in which a VM is found: its slots, and the vCPUs that are there."""
+    slots = _slots(spec.regions)
+    logged = tuple((slot.id, ()) for slot in slots.values() if slot.logged)
+    _unproxied(vm.memslots).load((tuple(slots.items()), logged))
+    _unproxied(vm.lifetime).online = tuple(range(spec.vcpus))
+
+
+def _vcpu(world: World, vm: Vm, number: int) -> Vcpu:
+    """A vCPU whose guest has been started, were it an AP; what was shared for it belongs to it."""
+    first = len(world.shared)
+    vcpu = vm.vcpus[number] = vm.prepare_vcpu(number)
+    world.shared[first:] = [(shared, number) for shared, _ in world.shared[first:]]
+    _unproxied(vcpu.arch).mp_state = MpState.RUNNABLE
+    return vcpu
 
 
 def _vmm_thread(
@@ -195,23 +198,19 @@ def _unproxied(shared: Any) -> Any:
     return getattr(shared, "_real", shared)
 
 
-class _real:  # noqa: N801  # reads as a function
-    """The objects behind a VM's proxies, for setting the initial state."""
-
-    def __init__(self, vm: Vm) -> None:
-        self.memslots = _unproxied(vm.memslots)
-        self.lifetime = _unproxied(vm.lifetime)
-
-
 def _slots(regions: tuple[Region, ...]) -> dict[int, Slot]:
     slots: dict[int, Slot] = {}
     for region in regions:
-        what = plan(slots, region)
-        if what.new is None:
-            slots.pop(region.slot)
-        else:
-            slots[region.slot] = what.new
+        _put(region, slots)
     return slots
+
+
+def _put(region: Region, slots: dict[int, Slot]) -> None:
+    """What the ioctl makes of the slots. Raises ``KvmError`` as ``plan``."""
+    new = plan(slots, region).new
+    slots.pop(region.slot, None)
+    if new is not None:
+        slots[region.slot] = new
 
 
 def _pages(slots: dict[int, Slot], *, writable: bool) -> frozenset[int]:
@@ -245,20 +244,11 @@ def _play(operations: tuple[Operation, ...], slots: dict[int, Slot]) -> bool:
                 slots.clear()
                 slots.update(after)
         elif isinstance(operation, SetMemoryRegion):
-            whole &= _set(operation.region(), slots)
+            try:
+                _put(operation.region(), slots)
+            except KvmError:
+                whole = False
     return whole
-
-
-def _set(region: Region, slots: dict[int, Slot]) -> bool:
-    try:
-        what = plan(slots, region)
-    except KvmError:
-        return False
-    if what.new is None:
-        slots.pop(region.slot)
-    else:
-        slots[region.slot] = what.new
-    return True
 
 
 def _name_vcpu(world: World, vcpu: Vcpu, userspace: Any) -> None:

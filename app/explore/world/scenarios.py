@@ -93,11 +93,6 @@ def ram(slot: int, first: int, pages: int = 1, flags: int = 0) -> Region:
     return Region(slot, flags, page(first), pages * PAGE, HOST + page(first))
 
 
-def gone(region: Region) -> Region:
-    """The call that deletes ``region``."""
-    return Region(region.slot, region.flags, region.guest_phys_addr, 0, region.userspace_addr)
-
-
 def transaction(*operations: Operation) -> MemoryTransaction:
     """The operations under the variant's protection: KICK, each in order, RESUME; or one list ioctl."""
     return MemoryTransaction(operations=operations)
@@ -106,7 +101,7 @@ def transaction(*operations: Operation) -> MemoryTransaction:
 def replace(old: tuple[Region, ...], new: tuple[Region, ...]) -> MemoryTransaction:
     """A transaction that deletes ``old`` and creates ``new``."""
     return transaction(
-        *(SetMemoryRegion.of(gone(region)) for region in old), *(SetMemoryRegion.of(region) for region in new)
+        *(SetMemoryRegion.of(region.gone()) for region in old), *(SetMemoryRegion.of(region) for region in new)
     )
 
 
@@ -181,7 +176,7 @@ def dirty_log(vcpus: int, vmms: int) -> Scenario:
             (
                 transaction(
                     GetDirtyLog(slot=n),
-                    SetMemoryRegion.of(gone(region)),
+                    SetMemoryRegion.of(region.gone()),
                     SetMemoryRegion.of(ram(n, 2 * n + 1)),
                 ),
             ),

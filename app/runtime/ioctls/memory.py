@@ -112,6 +112,11 @@ class MemoryIoctls(Process):
         """KVM_CLEAR_DIRTY_LOG; ``bits`` None stands for all of ``num_pages``."""
         await self.by_thread(partial(self.vm.clear_dirty_log, slot, first_page, num_pages, bits))
 
+    def pages_from(self, slot: int, first_page: int) -> int:
+        """How many pages a slot has from ``first_page`` on; 0: none, or no such slot."""
+        found = self.vm.memslots.slots.get(slot)
+        return max(0, found.npages - first_page) if found is not None else 0
+
     async def dirty_pages(self, slot: int) -> list[int]:
         """Those of a logged slot now, in order; nothing is forgotten. Of another: none."""
         return await _listed(self.vm.memslots.dirty.get(slot, ()))

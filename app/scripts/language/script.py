@@ -52,7 +52,6 @@ class Trace:
     operations: tuple[Operation, ...]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: PRESETS)
     vm: VmHeader = field(default_factory=VmHeader)
-    nested_quirk: bool = False
     file: Path | None = None
     """Where it was read, and ``number`` which of the file's scripts it is."""
     number: int = 0
@@ -80,7 +79,7 @@ def parse_trace(
     try:
         operations = parse_operations(header.get("ops", header.get("operations")) if header else value)
         check(operations, presets, limits)
-        return Trace(trace_id, tuple(operations), presets, _header(header.get("vm")), bool(header.get("nested-quirk")))
+        return Trace(trace_id, tuple(operations), presets, _header(header.get("vm")))
     except ScriptError as error:
         raise error.at(trace_id) from None
 

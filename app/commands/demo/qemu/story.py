@@ -8,7 +8,6 @@ from textwrap import wrap
 from kickstand.commands.demo.qemu.race import Row, expected, race, version
 
 WIDTH = 80
-TRANSACTIONS = 400
 US = 1_000  # nanoseconds
 FORM = "{:<11} {:<8} {:<15} {:<10} {:>8} {:>8} {:>7} {:>6}"
 HEAD = FORM.format("/dev/kvm", "protect", "transactions", "at", "drain us", "longest", "kicked", "EINTR")

@@ -13,7 +13,7 @@ BASE_BSP, BASE_X2APIC, BASE_ENABLE = 1 << 8, 1 << 10, 1 << 11
 BASE_ADDRESS = 0xF_FFFF << 12
 BASE_RESERVED = 0x2FF
 VERSION = 0x14
-MASKED, SEND_PENDING, ENABLED, DIRECTED_EOI = 1 << 16, 1 << 12, 1 << 8, 1 << 12
+MASKED, SEND_PENDING, ENABLED = 1 << 16, 1 << 12, 1 << 8
 BUSY, ASSERT = 1 << 12, 1 << 14
 MIN_PERIOD_NS = 200_000  # of a periodic timer: ``min_timer_period_us``
 X2APIC_MSRS = 0x800
@@ -70,7 +70,7 @@ LVT_BITS_WITH_CMCI: dict[int, int] = LVT_BITS | {Reg.LVTCMCI: _LVT_MODE}
 TIMER = frozenset({Reg.LVTT, Reg.TMICT, Reg.TMCCT, Reg.TDCR})  # what has to do with time
 READABLE = frozenset({*Reg, *BITMAPS}) - {Reg.EOI, Reg.SELF_IPI}
 XAPIC_ONLY = frozenset({Reg.ARBPRI, Reg.DFR, Reg.ICR2})
-EXTINT_MODE, NMI_MODE = Delivery.EXTINT << 8, Delivery.NMI << 8
+EXTINT_MODE = Delivery.EXTINT << 8
 
 
 class Timer(IntEnum):

@@ -8,7 +8,7 @@ from struct import pack
 from kickstand.scripts.differential.asks.form import number
 from kickstand.scripts.differential.story import Steps, op
 
-PIC_BYTES, IOAPIC_BYTES = 16, 216
+PIC_BYTES = 16
 PINS = 24
 
 

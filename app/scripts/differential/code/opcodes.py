@@ -22,7 +22,6 @@ from kickstand.scripts.differential.code.wide import (
     opcode2,
 )
 
-AH = 4  # the first of the upper bytes
 CARRY, ZERO, OVERFLOW = 2, 4, 0  # condition codes
 CMP = 7
 ALIGNED_VECTORS = tuple(map(bytes.fromhex, ["0f28", "0f29", "0f2b", "660f6f", "660f7f", "660fe7"]))
