@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from kickstand.core.atomics import Task
 from kickstand.core.errors import KvmError
@@ -46,7 +46,7 @@ from kickstand.explore.world.threads import (
 )
 from kickstand.explore.world.threads import Lock as UserLock
 from kickstand.explore.world.vcpus import VcpuThread
-from kickstand.guests.program import Step, compile_program
+from kickstand.guests.program import compile_program
 
 
 def build(cell: Cell | Protocol, share: Callable[[Any], Any] = lambda shared: shared) -> World:
@@ -63,7 +63,8 @@ def build(cell: Cell | Protocol, share: Callable[[Any], Any] = lambda shared: sh
     world.named.append((system.memory_transaction, "kvm.memory_transaction"))
     transactions = {spec.name: share(Transaction()) for spec in scenario.vmms if not spec.loop}
     for spec in scenario.vms:
-        vcpus += _add_vm(world, spec, cell, share, system, common, around)
+        threads, around[spec.id] = _add_vm(world, spec, cell, share, system, common)
+        vcpus += threads
     for vmm in scenario.vmms:
         world.threads.append(_vmm_thread(world, vmm, share, transactions, around[vmm.vm]))
     world.threads += vcpus
@@ -121,18 +122,15 @@ def _add_vm(
     share: Callable[[Any], Any],
     system: System,
     common: Surroundings,
-    around: dict[str, Surroundings],
-) -> list[Thread]:
-    compiled: dict[int, tuple[Step, ...]] = {}
-    users: dict[int, Userspace] = {}
+) -> tuple[list[Thread], Surroundings]:
+    """Its vCPUs' threads, and what its VMM's threads meet each other with."""
     created: dict[int, Gate] = {vcpu: share(Gate()) for vcpu in spec.hotplug}
     pages: dict[int, Gate] = {vcpu: share(Gate()) for vcpu in spec.faults}
-    around[spec.id] = here = replace(common, created=created, pages=pages)
+    here = replace(common, created=created, pages=pages)
 
     def guest(vcpu: Vcpu) -> ExploredGuest:
-        compiled[vcpu.id] = compile_program(spec.program(vcpu.id))
-        users[vcpu.id] = share(Userspace())
-        return ExploredGuest(vcpu, compiled[vcpu.id], users[vcpu.id], pages.get(vcpu.id))
+        program = compile_program(spec.program(vcpu.id))
+        return ExploredGuest(vcpu, program, share(Userspace()), pages.get(vcpu.id))
 
     vm = world.vms[spec.id] = Vm(
         spec.id,
@@ -146,19 +144,23 @@ def _add_vm(
     )
     flag = world.flags[spec.id] = share(ResumeFlag())
     _begin(vm, spec)
-    threads = []
-    for number in (*range(spec.vcpus), *spec.hotplug):
-        vcpu = _vcpu(world, vm, number)
-        gate = created.get(number)
-        waits = flag if cell.behaviour == WELL else None
-        name = vcpu_column(spec.id, number, single=len(world.scenario.vms) == 1)
-        common.vcpus[name] = vcpu
-        acts = VmmThread(vm, vcpu.task, None, flag, here, common.fates.get(name))
-        thread = VcpuThread(vcpu, users[number], waits, gate, acts, spec.handlers, spec.signals)
-        threads.append(Thread(name, spec.id, Role.VCPU, thread.run, vcpu))
-        _name_vcpu(world, vcpu, users[number])
+    waits = flag if cell.behaviour == WELL else None
+    threads = [_add_vcpu(world, spec, number, here, waits) for number in (*range(spec.vcpus), *spec.hotplug)]
     _name_vm(world, vm, flag, created, pages)
-    return threads
+    return threads, here
+
+
+def _add_vcpu(world: World, spec: VmSpec, number: int, here: Surroundings, waits: Any) -> Thread:
+    """A vCPU's thread; ``waits``: the flag that it waits for after EINTR, if it is well-behaved."""
+    vm = world.vms[spec.id]
+    vcpu = _vcpu(world, vm, number)
+    name = vcpu_column(spec.id, number, single=len(world.scenario.vms) == 1)
+    here.vcpus[name] = vcpu
+    acts = VmmThread(vm, vcpu.task, None, world.flags[spec.id], here, here.fates.get(name))
+    userspace = cast("ExploredGuest", vcpu.guest).userspace
+    thread = VcpuThread(vcpu, userspace, waits, here.created.get(number), acts, spec.handlers, spec.signals)
+    _name_vcpu(world, vcpu, userspace)
+    return Thread(name, spec.id, Role.VCPU, thread.run, vcpu)
 
 
 def _begin(vm: Vm, spec: VmSpec) -> None:
