@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-from _harness import at_least, at_most, judged, measured, report, skipped
+from harness import at_least, at_most, judged, measured, report, skipped
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -9,10 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _harness import Ratio, at_most, judged, measured, report, skipped
+from harness import Ratio, at_most, judged, measured, report, skipped
 
 PROGRAM = Path(__file__).parents[1] / "tests/exec/programs/calls.c"
-FLOOR = Path(__file__).with_name("exec_floor.c")
+FLOOR = Path(__file__).with_name("peers") / "exec_floor.c"
 CALLS, ROUNDS = "300", 5
 GOALS = {"api_version": 12, "out_exit": 40, "mmio_read": 80}  # us, on a machine that does nothing else
 FLOOR_US = 3.5  # on such a machine: on another, the goals are as many times what it costs there

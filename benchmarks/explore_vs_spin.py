@@ -2,7 +2,7 @@
 
 Both start from nothing: SPIN generates, compiles and runs its verifier; Kickstand starts a Python process,
 learns the automata of the shipped coroutines and searches. Both decide by exhaustion. CPU seconds of the whole
-process tree, because the machine may be shared. SPIN's model (``spin/kick.pml``) is hand-made
+process tree, because the machine may be shared. SPIN's model (``peers/kick.pml``) is hand-made
 and smaller than the code.
 """
 
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from _harness import Ratio, at_most, judged, report, skipped
+from harness import Ratio, at_most, judged, report, skipped
 
 HERE = Path(__file__).parent
 ROUNDS = {1: 3, 2: 3, 3: 1}  # by vCPUs
@@ -52,7 +52,7 @@ def timed(commands: list[list[str]], folder: str) -> tuple[float, float, str]:
 def spin(variant: str, behaviour: str, vcpus: int, folder: str) -> tuple[float, float, str]:
     """SPIN with partial order reduction, exhaustive; deadlocks are not asked for."""
     commands = [
-        ["spin", f"-DN={vcpus}", *CELLS[variant, behaviour], "-a", str(HERE / "spin" / "kick.pml")],
+        ["spin", f"-DN={vcpus}", *CELLS[variant, behaviour], "-a", str(HERE / "peers" / "kick.pml")],
         ["cc", "-O2", "-DSAFETY", "-DVECTORSZ=1024", "-o", "pan", "pan.c"],
         ["./pan", "-m1000000", "-w26", "-E"],
     ]

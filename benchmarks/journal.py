@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import aiosqlite
-from _harness import Ratio, at_least, judged, report
+from harness import Ratio, at_least, judged, report
 
 from kickstand.journal.disk.directory import Directory, warn
 from kickstand.journal.disk.schema import connect

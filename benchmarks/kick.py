@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 
-from _harness import Ratio, at_most, compare, measured, report, thread_ns
+from harness import Ratio, at_most, compare, measured, report, thread_ns
 
 from kickstand.core.trace import VcpuState
 from kickstand.core.uapi import MpState

@@ -9,7 +9,7 @@ import mmap
 import os
 import struct
 
-from _harness import Ratio, at_most, compare, process_ns, report, skipped
+from harness import Ratio, at_most, compare, process_ns, report, skipped
 
 from kickstand.core.memslots import Region
 from kickstand.core.uapi import KVM_REGS, KVM_SREGS, ioctl_by_name

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 
 import aiorwlock
-from _harness import Ratio, at_least, at_most, compare, report
+from harness import Ratio, at_least, at_most, compare, report
 
 from kickstand.core.atomics import Task
 from kickstand.core.shared.rwsem import RwSemaphore, Side

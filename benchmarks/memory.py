@@ -14,7 +14,7 @@ import struct
 import time
 from importlib import import_module
 
-from _harness import Ratio, at_least, at_most, compare, cpu_ns, measured, process_ns, report
+from harness import Ratio, at_least, at_most, compare, cpu_ns, measured, process_ns, report
 
 from kickstand.core.memslots import Region
 from kickstand.core.run.exits import HltExit

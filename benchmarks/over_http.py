@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-from _harness import Ratio, at_least, at_most, compare, report
-from _served import CLIENTS, Clients, Served, request, served
 from fastapi import FastAPI, Path
+from harness import Ratio, at_least, at_most, compare, report
+from harness.served import CLIENTS, Clients, Served, request, served
 
 from kickstand.api.shapes.vcpus import Run, RunDone
 from kickstand.settings import Settings

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from _mixed import Mixed
-from _served import answer, request
+from harness.mixed import Mixed
+from harness.served import answer, request
 
 HERE = Path(__file__).parent
 LOW, PAGE, WINDOW = 0x10000, 0x1000, 0x20000

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 
-from _harness import Ratio, at_most, compare, report
+from harness import Ratio, at_most, compare, report
 
 HELLO = """
 import sys, uvicorn

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _harness import Ratio, at_most, judged, measured, report
-from _served import Served, served
+from harness import Ratio, at_most, judged, measured, report
+from harness.served import Served, served
 from sse_starlette.sse import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.requests import Request

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import tracemalloc
 
-from _harness import Ratio, at_most, compare, measured, report
+from harness import Ratio, at_most, compare, measured, report
 
 from kickstand.core.memslots import Region
 from kickstand.runtime.driver.tasks import perform

@@ -13,7 +13,7 @@ import pytest
 from tests.explore.cells import decided
 from tests.long import either
 
-MODEL = Path(__file__).parents[3] / "benchmarks" / "spin" / "kick.pml"
+MODEL = Path(__file__).parents[3] / "benchmarks" / "peers" / "kick.pml"
 VARIANTS = {
     "sticky": (),
     "clear_on_exit": ("CLEAR",),

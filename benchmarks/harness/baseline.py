@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).with_name("baseline.json")
+FILE = Path(__file__).parents[1] / "baseline.json"
 MARGIN = 0.1
 Row = Mapping[str, Any]
 

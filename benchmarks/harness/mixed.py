@@ -1,6 +1,6 @@
 """Mixed traffic for ``soak.py --mixed``: VMs come and go with everything that can be done to them, and clients leave.
 
-Beside the server a program under ``exec --serve`` makes and closes VMs of its own (``_churn.py``) while clients kick
+Beside the server a program under ``exec --serve`` makes and closes VMs of its own (``churn.py``) while clients kick
 them. Level is: memory and descriptors of both, and the time that /healthz takes, in the last third of the time as in
 the third before it. Before that the rings of events are filled, which have a limit: what grows is something else then.
 """
@@ -92,7 +92,7 @@ class Mixed:
         with tempfile.TemporaryDirectory() as state, contextlib.ExitStack() as stack:
             served = ["serve", "--state", state, "--port", "0", "--no-default-vm"]
             server, url = stack.enter_context(_running(served, "stdout"))
-            program = ["exec", "--serve", "--", sys.executable, str(HERE / "_churn.py")]
+            program = ["exec", "--serve", "--", sys.executable, str(HERE / "churn.py")]
             supervisor, exec_url = stack.enter_context(_running(program, "stderr"))
             asyncio.run(self._all(url, server.pid, exec_url, supervisor.pid))
         return self._verdict()
