@@ -10,6 +10,7 @@ from kickstand.core.uapi import TSC_KHZ
 class Nanoseconds:
     """Monotonic time as a counter."""
 
+    is_tsc = False
     khz = TSC_KHZ
 
     def counter(self) -> int:

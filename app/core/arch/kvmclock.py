@@ -25,6 +25,11 @@ class TimeSource(Protocol):
     """The host's time."""
 
     @property
+    def is_tsc(self) -> bool:
+        """The counter is what RDTSC reads here."""
+        ...
+
+    @property
     def khz(self) -> int:
         """How many times the counter counts in a millisecond."""
         ...
@@ -41,6 +46,7 @@ class TimeSource(Protocol):
 class _Stopped:
     """Where nobody told what time it is, it stands."""
 
+    is_tsc = False
     khz = TSC_KHZ
 
     def counter(self) -> int:

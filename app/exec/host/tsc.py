@@ -30,6 +30,8 @@ _kept: list[mmap.mmap] = []
 class HostTsc:
     """Counter and rate. ``OSError``: this process may not execute memory that it wrote."""
 
+    is_tsc = True
+
     def __init__(self) -> None:
         self.counter = _reader()
         self._began = self._pair()

@@ -117,6 +117,7 @@ def test_a_lowered_cr8_leaves_and_a_raised_one_does_not():
 
 
 class Source:
+    is_tsc = False
     khz = 2_000_000
 
     def __init__(self):

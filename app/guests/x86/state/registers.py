@@ -139,7 +139,8 @@ class CpuLayout(ctypes.Structure):
         ("old_exception", ctypes.c_int32),
         ("_14", ctypes.c_uint8 * 4),
         ("_exit_block", ctypes.c_uint64),
-        ("_15", ctypes.c_uint8 * 32),
+        ("tsc_offset", ctypes.c_uint64),  # what RDTSC adds to the host's counter
+        ("_15", ctypes.c_uint8 * 24),
         ("_nested_root", ctypes.c_uint64),
         ("_nested_mode", ctypes.c_uint32),
         ("_16", ctypes.c_uint8 * 4),
@@ -176,6 +177,7 @@ class CpuLayout(ctypes.Structure):
     dr: ctypes.Array[ctypes.c_uint64]
     breakpoints: ctypes.Array[ctypes.c_uint64]
     old_exception: int
+    tsc_offset: int
     miss_return: int
     _exit_block: int
     _nested_root: int

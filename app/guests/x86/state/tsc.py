@@ -28,6 +28,11 @@ class Tsc:
         return self._scaled(counter) + self.offset & MASK64
 
     @property
+    def is_hosts(self) -> bool:
+        """It is what RDTSC reads on the host, and ``offset``."""
+        return self._arch.clock.source.is_tsc and self._arch.clock.source.khz == self.khz
+
+    @property
     def now(self) -> int:
         """What it counts now."""
         return self.at(self._arch.clock.source.counter())

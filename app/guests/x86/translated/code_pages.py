@@ -14,7 +14,7 @@ import re
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kickstand.guests.x86.memory.physical import PAGE, PAGE_MASK
 
@@ -33,7 +33,7 @@ _BMI = (
     rb"|[\x03\x23\x43\x63\x83\xa3\xc3\xe3].\xf0"
 )
 _STOPS = (
-    rb"[\x6c-\x6f\xe4-\xe7\xec-\xef\xf1\xf4]|\x0f[\x05\x21-\x23\x30-\x34\xa2]"
+    rb"[\x6c-\x6f\xe4-\xe7\xec-\xef\xf1\xf4]|\x0f[\x05\x21-\x23\x30\x32-\x34\xa2]"
     # MOV from control registers but for CR2 and CR3, which the engine has as the guest has them,
     rb"|\x0f\x20(?![\x10-\x1f\x50-\x5f\x90-\x9f\xd0-\xdf])"
     # VMCALL, VMMCALL, MONITOR, MWAIT, RDTSCP; LTR,
@@ -65,6 +65,7 @@ _LONG_STOPS = (
 )
 # and SETcc in code that does not count.
 _NOT_COUNTED = rb"|\x0f(?=[\x90-\x9f](?:[\x00-\xbf]|\Z))"
+_TIME = rb"|\x0f\x31"  # RDTSC, where it does not read the host's counter
 _WINDOW = rb"|[\xfb\x9d\xcf]|\x0f\x07"  # STI, POPF, IRET, SYSRET: interrupts may become allowed
 _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
 _LONG_PREFIXES = _PREFIXES | frozenset(range(0x40, 0x50))
@@ -74,16 +75,28 @@ _MOST_STORES = 16  # to data on a page of code, after which its code goes: it co
 _at = (ctypes.c_char * PAGE).from_address
 
 
+class Wanted(NamedTuple):
+    """What kind of instructions the translator stops at, beside those that it always does.
+
+    ``counted``: code that counts does SETcc right. ``window``: stop where interrupts may become allowed.
+    ``reads_time``: RDTSC gives what it should.
+    """
+
+    counted: bool
+    window: bool = False
+    reads_time: bool = False
+
+
 @dataclass(slots=True)
 class CodePage:
     """The bytes of a host page that holds translated code, and what was found in them."""
 
     content: bytes
     gpa: int = 0  # where it was last fetched from
-    found: dict[tuple[bool, bool], list[int]] = field(default_factory=dict)
+    found: dict[tuple[bool, Wanted], list[int]] = field(default_factory=dict)
     translated: int = 0  # a mask of the bytes that are in translated code
     stores: int = 0
-    harmless: set[tuple[int, int, int, bool]] = field(default_factory=set)  # code in which no instruction is a stop
+    harmless: set[tuple[int, int, int, Wanted]] = field(default_factory=set)  # code in which no instruction is a stop
     mixed: bool = False  # the engine stores there too: of ``content`` only what is translated counts
 
     def note_translated(self, host: int, offsets: range) -> None:
@@ -109,32 +122,32 @@ class CodePage:
         self.found.clear()
         self.harmless.clear()
 
-    def stops(self, within: range, *, long_mode: bool, window: bool, counted: bool) -> list[int]:
+    def stops(self, within: range, wanted: Wanted, *, long_mode: bool) -> list[int]:
         """Those of these offsets at which the translator has to stop, in order.
 
         The page is searched as a whole when it is first asked about, but for one that changes while it is executed.
         """
         if self.mixed:
             part = self.content[within.start : within.stop + _LONGEST]  # what comes behind decides about the last
-            found = find_stops(part, long_mode=long_mode, window=window, counted=counted)
+            found = find_stops(part, wanted, long_mode=long_mode)
             return [within.start + offset for offset in found if offset < len(within)]
-        kind = long_mode, window
+        kind = long_mode, wanted
         if kind not in self.found:
-            self.found[kind] = find_stops(self.content, long_mode=long_mode, window=window, counted=counted)
+            self.found[kind] = find_stops(self.content, wanted, long_mode=long_mode)
         stops = self.found[kind]
         return stops[bisect_left(stops, within.start) : bisect_left(stops, within.stop)]
 
 
 @cache
-def _pattern(*, long_mode: bool, window: bool, counted: bool) -> re.Pattern[bytes]:
-    flags = b"" if counted else _NOT_COUNTED
-    return re.compile(_STOPS + _LONG_STOPS * long_mode + _WINDOW * window + flags, re.DOTALL)
+def _pattern(wanted: Wanted, *, long_mode: bool) -> re.Pattern[bytes]:
+    flags, time = b"" if wanted.counted else _NOT_COUNTED, b"" if wanted.reads_time else _TIME
+    return re.compile(_STOPS + _LONG_STOPS * long_mode + _WINDOW * wanted.window + flags + time, re.DOTALL)
 
 
-def find_stops(content: bytes, *, long_mode: bool, window: bool, counted: bool) -> list[int]:
+def find_stops(content: bytes, wanted: Wanted, *, long_mode: bool) -> list[int]:
     """Return the offsets in the page at which one of the wanted instructions may begin."""
     prefixes = _LONG_PREFIXES if long_mode else _PREFIXES
-    found = [match.start() for match in _pattern(long_mode=long_mode, window=window, counted=counted).finditer(content)]
+    found = [match.start() for match in _pattern(wanted, long_mode=long_mode).finditer(content)]
     if content.endswith(_TWO_BYTE):
         found.append(len(content) - 1)
     found.append(len(content))  # the opcode may be on the next page
@@ -159,13 +172,12 @@ class CodePages:
     """
 
     def __init__(self, *, counted: bool) -> None:
-        self._counted = counted
+        self.wanted = Wanted(counted)
         self._pages: dict[int, CodePage] = {}  # by host page
         self._mappings: dict[int, tuple[CodePage, bool]] = {}  # by virtual page: what was last fetched there
         self._executable: dict[int, object] = {}  # host page: its key, or None for several
         self._writable: dict[int, object] = {}
         self._doubtful: set[int] = set()  # host pages of which old code may be left
-        self.window = False
 
     def __len__(self) -> int:
         return max(len(self._pages), len(self._mappings))
@@ -205,18 +217,18 @@ class CodePages:
         """
         page = self._pages.get(host)
         if page is not None and not page.mixed and len(addresses) <= PAGE - addresses.start % PAGE:
-            page.harmless.add((addresses.start % PAGE, len(addresses), bits, self.window))
+            page.harmless.add((addresses.start % PAGE, len(addresses), bits, self.wanted))
 
     def is_harmless(self, host: int, addresses: range, bits: int) -> bool:
         """True if that is known."""
         page, start = self._pages.get(host), addresses.start % PAGE
-        if page is None or page.mixed or (start, len(addresses), bits, self.window) not in page.harmless:
+        if page is None or page.mixed or (start, len(addresses), bits, self.wanted) not in page.harmless:
             return False
         page.note_translated(host, range(start, start + len(addresses)))
         return True
 
     def _stops(self, page: CodePage, within: range, long_mode: bool) -> list[int]:
-        return page.stops(within, long_mode=long_mode, window=self.window, counted=self._counted)
+        return page.stops(within, self.wanted, long_mode=long_mode)
 
     def mix(self, host: int) -> None:
         """The engine may store to this page of code; it forgets itself what was translated from where it stores."""

@@ -130,7 +130,9 @@ class Translator:
         many = self._code.executable > _MAX_COMPARED and not self._walk.active
         self._stale_tlb |= self._memory.version != self._version or many
         self._version = self._memory.version
-        if len(self._code) > _MAX_CODE_PAGES:
+        reads_time = self._model.tsc.is_hosts
+        if len(self._code) > _MAX_CODE_PAGES or reads_time != self._code.wanted.reads_time:
+            self._code.wanted = self._code.wanted._replace(reads_time=reads_time)
             self._forget_code()
         if self._stale_tlb:
             self._flush_tlb()
@@ -146,7 +148,9 @@ class Translator:
 
     def watch_window(self, wanted: bool) -> None:
         """Also stop before instructions that may allow interrupts."""
-        self._code.window = self.engine.windowed = wanted
+        if wanted != self._code.wanted.window:
+            self._code.wanted = self._code.wanted._replace(window=wanted)
+        self.engine.windowed = wanted
 
     def run(self, count: int) -> Stop:
         """Execute at most about ``count`` instructions, or without limit if it is 0.
@@ -184,6 +188,7 @@ class Translator:
         self._changed.clear()
         self._walk.run_begins()
         state = self.engine.state
+        state.tsc_offset = self._model.tsc.offset
         self._long_mode = state.long_mode
         start = state.rip
         self._enough = False
