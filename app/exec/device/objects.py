@@ -94,14 +94,25 @@ class ProgramVcpu:
         self.core.run_page = page
         self.stats = StatsFile(f"kvm-{vm.space.process.tgid}/vcpu-{vcpu_id}", self._stats)
         self.mask: int | None = None
-        self.tid = 0  # of the thread that was last in KVM_RUN
-        self.core.run_delay_ns = lambda: run_delay_ns(self.tid)
+        self._tid = 0  # of the thread that was last in KVM_RUN
+        self._waited_ns: int | None = None  # that thread, for a CPU; None: nobody has asked since it came
+        self.core.run_delay_ns = self._run_delay_ns
         self.inside = 0  # threads in KVM_RUN, those that wait for their turn included
         self._closed = False
         vm.machine.vm.arch.coalesced.map(page.coalesced)
         if self.core.dirty_ring is not None and page.ring is not None:
             self.core.dirty_ring.map(page.ring)
         vm.vcpus[vcpu_id] = self
+
+    def entered_by(self, tid: int) -> None:
+        """A thread comes to KVM_RUN."""
+        self._tid, self._waited_ns = tid, None
+
+    def _run_delay_ns(self) -> int:
+        """While it is in KVM_RUN it waits for its answer, not for a CPU: one look is enough."""
+        if self._waited_ns is None:
+            self._waited_ns = run_delay_ns(self._tid)
+        return self._waited_ns
 
     def _stats(self) -> dict[str, int]:
         return of_vcpu(self.core.watched.counters)

@@ -92,10 +92,9 @@ async def test_a_guest_that_was_stopped_before_it_had_its_time_is_looked_at_agai
 async def test_a_guest_that_computes_leaves_the_loop(machine, ran_by):
     await at(machine, 0, 0x2000)
     run = machine.start_run(0)
-    while len(ran_by) < 2:
+    while not ran_by or ran_by[-1] is threading.current_thread():  # again, if the host had something else to do
         await asyncio.sleep(0.001)
     assert ran_by[0] is threading.current_thread()
-    assert ran_by[1] is not threading.current_thread()
     assert (await machine.kick())["vcpus_stopped"] == 1
     await run.result()
 

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from kickstand.core.run.exits import HltExit, IoExit, MmioExit
+from kickstand.core.run.exits import HltExit, IoExit, MmioExit, ShutdownExit
 from tests.guests.x86.machine import ENTRY, HOLE, STACK, TABLES, Machine, modes, wide
 
 OSFXSR = 0x200
@@ -50,6 +50,43 @@ def test_cmpxchg8b_changes_no_flag_but_zf(mode, engine):
     machine = Machine(mode, code, engine=engine, rbx=0x4000, rbp=0, rcx=0x7F, rax=1)
     assert machine.run() == HltExit()
     assert machine.reg("rflags") & 0x8D5 == 0x95  # CF, PF, AF, SF of the comparison
+
+
+@modes
+@pytest.mark.parametrize("computation", ["39cd", "01cd", "29cd", "21cd", "f7dd", "45", "d1e5", "0fbae500"])
+@pytest.mark.parametrize("equal", [True, False])
+def test_cmpxchg8b_leaves_the_flags_of_any_computation_before_it(mode, engine, computation, equal):
+    """cmp, add, sub, and, neg, inc, shl, bt of ebp; the processor changes ZF alone."""
+    if mode == "long64" and computation == "45":
+        computation = "ffc5"
+    before, after = ("66" if mode == "real" else "") + computation, wide(mode, "0fc70b")
+    values = []
+    for code in (before, before + after, before + "90" + after):
+        machine = Machine(mode, code + "f4", engine=engine, rbx=0x4000, rbp=0x7FFFFFFF, rcx=0x7F, rax=5, rdx=6)
+        machine.poke(0x4000, struct.pack("<II", 5, 6 if equal else 7))
+        assert machine.run() == HltExit()
+        values.append(machine.reg("rflags"))
+        if len(values) > 1:
+            assert machine.peek(0x4000, 8) == struct.pack("<II", *((0x4000, 0x7F) if equal else (5, 7)))
+            assert machine.reg("rdx") == (6 if equal else 7)
+    assert values[1] == values[2] == values[0] & ~0x40 | equal << 6
+
+
+@pytest.mark.parametrize("engine", ["precise", "fast"])
+@pytest.mark.parametrize("equal", [True, False])
+def test_cmpxchg16b_exchanges_sixteen_bytes(engine, equal):
+    machine = Machine("long64", "39cd480fc70bf4", engine=engine, rbx=0x4000, rcx=3, rax=5, rdx=6, rbp=1)
+    machine.poke(0x4000, struct.pack("<QQ", 5, 6 if equal else 7))
+    assert machine.run() == HltExit()
+    assert machine.peek(0x4000, 16) == struct.pack("<QQ", *((0x4000, 3) if equal else (5, 7)))
+    assert machine.reg("rflags") & 0x8D5 == 0x91 | equal << 6  # 1 - 3: CF, AF, SF
+
+
+@pytest.mark.parametrize("engine", ["precise", "fast"])
+def test_cmpxchg16b_to_an_address_that_is_no_multiple_of_sixteen_is_a_fault(engine):
+    machine = Machine("long64", "480fc70bf4", engine=engine, rbx=0x4008)
+    assert machine.run() == ShutdownExit()
+    assert machine.reg("rip") == ENTRY
 
 
 @pytest.mark.parametrize("engine", ["precise", "fast"])
