@@ -90,7 +90,7 @@ class Context:
         if self.journal is None and not self.settings.ephemeral:
             directory = Directory(self.settings.state_dir or default_directory(), warn)
             self.journal = StateJournal(directory, self.registry, self.settings.journal)
-            self.hub.history = self.journal
+            self.hub.archive = self.journal
 
     async def start(self) -> None:
         """Bring back what was kept; on a directory that is new, or without one, create the default VM. Once.

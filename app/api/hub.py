@@ -132,7 +132,7 @@ class Past(Protocol):
     def lost(self) -> int: ...
 
 
-class History(Protocol):
+class Archive(Protocol):
     """Events that the ring does not hold any more, or not yet after a restart."""
 
     async def read(self, after: int) -> Past | None:
@@ -141,7 +141,7 @@ class History(Protocol):
 
 
 class Hub:
-    """All streams of one server. ``history``, if there is one, goes further back than the log's ring."""
+    """All streams of one server. ``archive``, if there is one, goes further back than the log's ring."""
 
     def __init__(self, log: EventLog, settings: StreamSettings) -> None:
         self.log = log
@@ -149,7 +149,7 @@ class Hub:
         self.streams = 0  # open now
         self.gaps = 0  # told to slow readers so far
         self.closed = False
-        self.history: History | None = None
+        self.archive: Archive | None = None
         self.sleepers: set[Sleeper] = set()
         self._armed = False  # the log will tell of the next event
         self._waking = False  # the tick that wakes the sleepers is due
@@ -277,7 +277,7 @@ class Hub:
         seq = int(number)
         if seq > self.log.seq:
             return "future"
-        return "too_old" if self.history is None and self.behind(seq) else seq
+        return "too_old" if self.archive is None and self.behind(seq) else seq
 
 
 class Sleeper:

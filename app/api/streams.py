@@ -71,8 +71,8 @@ class Stream:
         After a hole there is a snapshot at the end, because what happened in it is not known.
         """
         holes = False
-        while self.hub.history is not None and self.hub.behind(self.seq):
-            past = await self.hub.history.read(self.seq)
+        while self.hub.archive is not None and self.hub.behind(self.seq):
+            past = await self.hub.archive.read(self.seq)
             lost = self.hub.log.seq - self.seq if past is None else past.lost
             if lost:
                 holes = True

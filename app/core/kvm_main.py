@@ -278,7 +278,7 @@ class AnyVcpu(Reports["Vm"], ABC):
         return -errno.EINTR
 
     def leave_to_user(self, r: int, exit_reason: ExitReason, exit: UserExit | None) -> RunResult:
-        """Shape what userspace sees of ``r`` and of the shared page."""
+        """Shape what userspace sees of ``r`` and of the shared page. EIO: the VM is dead."""
         if r == EXIT:
             self.watched.counters.exited(exit)
         elif r == -errno.EINTR:

@@ -149,7 +149,7 @@ async def test_a_slot_without_host_memory_is_efault(registry):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["sticky", "holds", "accel_blocker", "srcu"])
 async def test_runs_cancelled_at_random_points_leave_nothing(registry, variant):
-    """Under each of four variants: client gone, timeout, signal, kick, and a VM destroyed; 10,000 in the long form."""
+    """Under four variants: client gone, timeout, signal, cancelled task, kick, end of the VM; 10,000: the long form."""
     rng = random.Random(variant)
     programs = [rng.choice([[["spin"]], [["read", 0]], [["hlt"]], [["out", 1, 1], ["write", 8, 1]]]) for _ in range(64)]
     machine = await machine_with_ram(registry, programs, variant=variant, irqchip=False)
@@ -160,12 +160,14 @@ async def test_runs_cancelled_at_random_points_leave_nothing(registry, variant):
         clients.append(asyncio.create_task(run.result()))
         for _ in range(rng.randrange(3)):
             await asyncio.sleep(0)
-        ending = rng.randrange(4)
+        ending = rng.randrange(5)
         if ending == 0:
             clients[-1].cancel()
         elif ending == 1:
             run.signal(Cause.CLIENT_DISCONNECT)
-        elif ending == 2 and turn % 50 == 0:
+        elif ending == 2:
+            run.task.cancel()
+        elif ending == 3 and turn % 10 == 0:
             await machine.kick()
             await machine.resume()
     for client in clients:
@@ -178,5 +180,8 @@ async def test_runs_cancelled_at_random_points_leave_nothing(registry, variant):
     assert machine.vm.srcu.counts == [0, 0]
     assert machine.locks() == {"readers": [], "writer": None, "queue": []}
     assert (await machine.kick())["vcpus_stopped"] == 0
+    left = [machine.start_run(vcpu).task for vcpu in machine.vm.vcpus]
+    await registry.destroy("vm")
+    assert all(task.done() for task in left)
     await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) == tasks_before

@@ -53,7 +53,10 @@ class EventIoctls(AnyVcpu):
             await self.mutex.unlock()
 
     async def interrupt(self, vector: int, tid: str) -> None:
-        """KVM_INTERRUPT. EINVAL: ``vector`` not below 256; ENXIO: the irqchip is in the kernel."""
+        """KVM_INTERRUPT. EINVAL: ``vector`` not below 256; ENXIO: the irqchip is in the kernel.
+
+        EEXIST: of the irqchip the APICs alone are, and another vector from userspace waits.
+        """
         await self.vm.check_alive("KVM_INTERRUPT")
         if not 0 <= vector < VECTORS:
             raise KvmError(errno.EINVAL, "KVM_INTERRUPT", f"vector {vector} is not below {VECTORS}", field="vector")

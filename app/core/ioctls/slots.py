@@ -227,7 +227,10 @@ class SlotIoctls(ABC):
         return found
 
     async def with_slots_lock(self, task: Task, body: Callable[[], Awaitable[T]]) -> T:
-        """Run ``body`` as an ioctl that uses the slots: under ``slots_lock``, and held where a variant holds these."""
+        """Run ``body`` as an ioctl that uses the slots: under ``slots_lock``, and held where a variant holds these.
+
+        EINTR: a signal came while it was held, and nothing was done. A caller that is killed gives the lock back.
+        """
         if not await self.variant.ioctl_begin(task):
             raise KvmError(errno.EINTR, "ioctl", "a signal came while the ioctl was held back")
         try:

@@ -93,7 +93,7 @@ class Waits(NamedTuple):
     key: object
 
 
-class Operation:
+class Trapping:
     """The awaitable that yields a trap to the driver and returns what the driver answers."""
 
     __slots__ = ("trap",)
@@ -103,18 +103,18 @@ class Operation:
         self.trap = trap
 
     def __await__(self) -> Generator[Trap, Any, Any]:
-        if Operation.disposing:
+        if Trapping.disposing:
             return None
         return (yield self.trap)
 
 
 def dispose(coroutine: Coroutine[Any, Any, Any]) -> None:
     """Throw a suspended core coroutine away; nothing it does on its way out has an effect."""
-    Operation.disposing = True
+    Trapping.disposing = True
     try:
         coroutine.close()
     finally:
-        Operation.disposing = False
+        Trapping.disposing = False
 
 
 class Proxy:
@@ -161,7 +161,7 @@ class _Method:
     def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
         plain = tuple(Ref(arg.index) if type(arg) is Proxy else arg for arg in args)
         named = tuple(sorted(kwargs.items())) if kwargs else ()
-        return Operation(Trap(self.index, self.method, plain, named))
+        return Trapping(Trap(self.index, self.method, plain, named))
 
 
 def below_zero(state: tuple[Any, ...]) -> bool:

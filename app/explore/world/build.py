@@ -257,8 +257,7 @@ def _name_vcpu(world: World, vcpu: Vcpu, userspace: Any) -> None:
     where = f"cpu{vcpu.id}" if len(world.scenario.vms) == 1 else vcpu.tid
     for name in ("task", "mutex", "requests", "mode", "arch", "run_page"):
         world.named.append((getattr(vcpu, name), f"{where}.{name}"))
-    guest: Any = vcpu.guest
-    world.named.append((guest.position, f"{where}.rip"))
+    world.named.append((cast("ExploredGuest", vcpu.guest).position, f"{where}.rip"))
     world.named.append((userspace, f"{where}.userspace"))
 
 

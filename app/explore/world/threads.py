@@ -300,24 +300,16 @@ class Surroundings:
     vcpus: dict[str, Vcpu]  # by the name of their thread
 
 
+@dataclass(slots=True, eq=False)
 class VmmThread:
     """Performs a list of script operations on one VM; ``fate``: somebody may kill it."""
 
-    def __init__(
-        self,
-        vm: Vm,
-        task: Task,
-        transaction: Any,
-        flag: ResumeFlag,
-        around: Surroundings,
-        fate: Fate | None = None,
-    ) -> None:
-        self.vm = vm
-        self.task = task
-        self.transaction = transaction
-        self.flag = flag
-        self.around = around
-        self.fate = fate
+    vm: Vm
+    task: Task
+    transaction: Any
+    flag: ResumeFlag
+    around: Surroundings
+    fate: Fate | None = None
 
     async def run(self, operations: Sequence[Operation], *, loop: bool) -> None:
         """Perform all ``operations``, once or for ever."""

@@ -30,26 +30,17 @@ class Signals:
 MASKED = Signals()
 
 
+@dataclass(slots=True, eq=False)
 class VcpuThread:
     """One vCPU's thread. ``flag`` None: the careless userspace; ``handlers`` are by moment; ``acts`` performs them."""
 
-    def __init__(
-        self,
-        vcpu: Vcpu,
-        userspace: Userspace,
-        flag: ResumeFlag | None,
-        created: Gate | None,
-        acts: VmmThread,
-        handlers: Handlers,
-        signals: Signals,
-    ) -> None:
-        self.vcpu = vcpu
-        self.userspace = userspace
-        self.flag = flag
-        self.created = created
-        self.acts = acts
-        self.handlers = handlers
-        self.signals = signals
+    vcpu: Vcpu
+    userspace: Userspace
+    flag: ResumeFlag | None
+    created: Gate | None
+    acts: VmmThread
+    handlers: Handlers
+    signals: Signals
 
     async def run(self) -> None:
         """Call KVM_RUN for ever."""

@@ -141,7 +141,7 @@ class VcpuIoctls(Process):
 
     @ioctl("kvm_run", durable=True, recorded=True)
     async def set_run_flag(self, vcpu_id: int, flag: str, value: bool) -> None:
-        """Write ``immediate_exit`` or ``request_interrupt_window`` of the shared page; it stays so."""
+        """Write ``immediate_exit`` or ``request_interrupt_window`` of the shared page; it stays so. EINVAL: another."""
         page = self.vcpu(vcpu_id).run_page
         flags = {
             "immediate_exit": page.keep_immediate_exit,
