@@ -30,8 +30,8 @@ from kickstand.explore.reports.gallery import gallery
 from kickstand.explore.reports.printed import for_any_number, ledger_lines, totals, verdict_table
 from kickstand.explore.reports.report import Violated, by_run, write
 from kickstand.explore.reports.requirements import ledger_json
-from kickstand.explore.world.files import FILES, in_file, load, oddities
 from kickstand.explore.world.scenarios import ScenarioError
+from kickstand.explore.world.scenarios.files import FILES, in_file, load, oddities
 
 __all__ = [
     "MAX_STATES",

@@ -22,10 +22,10 @@ from kickstand.explore.search.properties import SAFETY, Name, property_of
 from kickstand.explore.search.states import Progress
 from kickstand.explore.search.whole_runs.wakeups import LOOKED_AT
 from kickstand.explore.world.cell import BEHAVIOURS, Cell
-from kickstand.explore.world.files import load, parse
 from kickstand.explore.world.own import Own, read
 from kickstand.explore.world.own import load as load_model
 from kickstand.explore.world.scenarios import Scenario, ScenarioError, vcpu_column
+from kickstand.explore.world.scenarios.files import load, parse
 
 
 @dataclass(frozen=True, slots=True)

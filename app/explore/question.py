@@ -15,9 +15,9 @@ from kickstand.core.variants import load_variant_module, variant, variants
 from kickstand.explore.decide import MAX_STATES, Effort
 from kickstand.explore.search.properties import OWN, PROPERTIES
 from kickstand.explore.world.cell import BEHAVIOURS, Cell
-from kickstand.explore.world.files import in_file, load, parse
 from kickstand.explore.world.own import Protocol, read, statements
 from kickstand.explore.world.scenarios import Scenario, ScenarioError
+from kickstand.explore.world.scenarios.files import in_file, load, parse
 from kickstand.explore.world.stores import MEMORIES, SC
 
 STRATEGIES = ("states", "random", "pct")

@@ -11,8 +11,8 @@ import pytest
 
 from kickstand.core.variants import Variant
 from kickstand.explore.search.properties import PROPERTIES
-from kickstand.explore.world.files import load
-from kickstand.explore.world.operations import OPERATIONS
+from kickstand.explore.world.scenarios.files import load
+from kickstand.explore.world.scenarios.operations import OPERATIONS
 
 DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = pytest.mark.slow

@@ -19,8 +19,8 @@ from pathlib import Path
 from kickstand.core.errors import KvmError
 from kickstand.explore.evidence.tokens import TokenError
 from kickstand.explore.matrix import explore, replay_token
-from kickstand.explore.world.files import load as load_scenario
 from kickstand.explore.world.scenarios import ScenarioError
+from kickstand.explore.world.scenarios.files import load as load_scenario
 from kickstand.guests.x86.emulated.decoding.decode import decode, is_undefined, shape
 from kickstand.journal import snapshot
 from kickstand.runtime.events import EventLog

@@ -8,10 +8,10 @@ from typing import Any
 
 from kickstand.explore.learn.objects import Ref, Trap
 from kickstand.explore.world.cell import Cell
-from kickstand.explore.world.files import parse
-from kickstand.explore.world.operations import Kill, Msi, all_of
 from kickstand.explore.world.parts import World
 from kickstand.explore.world.scenarios import SCENARIOS
+from kickstand.explore.world.scenarios.files import parse
+from kickstand.explore.world.scenarios.operations import Kill, Msi, all_of
 from kickstand.explore.world.stores import SC
 
 Resize = Callable[[int], Cell]

@@ -15,7 +15,7 @@ from typing import Any
 
 from kickstand.core.vcpu import Vcpu
 from kickstand.core.vm import Vm
-from kickstand.explore.world.operations import ReadSlots
+from kickstand.explore.world.scenarios.operations import ReadSlots
 from kickstand.explore.world.threads import ExploredGuest
 
 

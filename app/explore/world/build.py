@@ -18,9 +18,12 @@ from kickstand.core.vcpu import Vcpu
 from kickstand.core.vm import System, Vm
 from kickstand.explore.world.cell import WELL, Cell
 from kickstand.explore.world.ghosts import WatchedMemslots
-from kickstand.explore.world.items import Operation
 from kickstand.explore.world.killing import Fate
-from kickstand.explore.world.operations import (
+from kickstand.explore.world.own import Protocol, load
+from kickstand.explore.world.parts import Kept, Role, Thread, World
+from kickstand.explore.world.scenarios import Scenario, VmmSpec, VmSpec, vcpu_column
+from kickstand.explore.world.scenarios.items import Operation
+from kickstand.explore.world.scenarios.operations import (
     Kill,
     Lock,
     MemoryTransaction,
@@ -30,9 +33,6 @@ from kickstand.explore.world.operations import (
     Wait,
     all_of,
 )
-from kickstand.explore.world.own import Protocol, load
-from kickstand.explore.world.parts import Kept, Role, Thread, World
-from kickstand.explore.world.scenarios import Scenario, VmmSpec, VmSpec, vcpu_column
 from kickstand.explore.world.stores import SC, add_stores
 from kickstand.explore.world.threads import (
     Event,

@@ -5,8 +5,8 @@ import pytest
 from kickstand.explore.command import Refused, check_size
 from kickstand.explore.matrix import Matrix, explore, replay_token
 from kickstand.explore.question import Question
-from kickstand.explore.world.files import load, parse
 from kickstand.explore.world.scenarios import ScenarioError
+from kickstand.explore.world.scenarios.files import load, parse
 
 GOOD = """
 name: planted

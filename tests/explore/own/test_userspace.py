@@ -9,8 +9,8 @@ from kickstand.explore.evidence.tokens import decode
 from kickstand.explore.matrix import replay_token
 from kickstand.explore.search.properties import PROPERTIES
 from kickstand.explore.world.cell import Cell
-from kickstand.explore.world.files import oddities, parse
 from kickstand.explore.world.scenarios import ScenarioError
+from kickstand.explore.world.scenarios.files import oddities, parse
 from tests.long import either
 
 REGION = {"slot": 0, "gpa": 4096, "size": 4096}

@@ -14,8 +14,8 @@ from kickstand.explore.matrix import replay_token, run_cell
 from kickstand.explore.question import Question
 from kickstand.explore.search.properties import SAFETY
 from kickstand.explore.world.cell import BEHAVIOURS, Cell
-from kickstand.explore.world.files import parse
 from kickstand.explore.world.scenarios import scenario
+from kickstand.explore.world.scenarios.files import parse
 from tests.long import LONG, either
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ from kickstand.core.variants import variants
 from kickstand.explore.decide import Decision
 from kickstand.explore.matrix import explore
 from kickstand.explore.world.cell import Cell
-from kickstand.explore.world.files import parse
+from kickstand.explore.world.scenarios.files import parse
 
 pytestmark = pytest.mark.slow
 PAGE = 0x1000

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from kickstand.core.memslots import Region
 from kickstand.core.vm import Switches
-from kickstand.explore.world.items import Operation
-from kickstand.explore.world.operations import (
+from kickstand.explore.world.scenarios.items import Operation
+from kickstand.explore.world.scenarios.operations import (
     CreateVcpu,
     GetDirtyLog,
     Interrupt,

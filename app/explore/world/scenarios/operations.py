@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from kickstand.core.atomics import Killed
 from kickstand.core.memslots import Region
-from kickstand.explore.world.items import Number, Operation, RegionItem, number, one_of
+from kickstand.explore.world.scenarios.items import Number, Operation, RegionItem, number, one_of
 from kickstand.explore.world.threads import VmmThread
 
 APIC_BUS = 0xFEE00000  # where MSIs are written; the vCPU's id stands from bit 12 on

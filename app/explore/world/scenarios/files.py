@@ -17,9 +17,17 @@ from pydantic import Field, ValidationError, field_validator
 from kickstand.core.errors import KvmError
 from kickstand.core.memslots import Region, plan
 from kickstand.core.vm import Switches
-from kickstand.explore.world.items import Item, Operation, RegionItem, integer, number, one_of
-from kickstand.explore.world.operations import OPERATIONS, WINDOWS, Kick, Kill, MemoryTransaction, Resume, all_of
 from kickstand.explore.world.scenarios import Scenario, ScenarioError, VmmSpec, VmSpec, scenario, vcpu_column
+from kickstand.explore.world.scenarios.items import Item, Operation, RegionItem, integer, number, one_of
+from kickstand.explore.world.scenarios.operations import (
+    OPERATIONS,
+    WINDOWS,
+    Kick,
+    Kill,
+    MemoryTransaction,
+    Resume,
+    all_of,
+)
 from kickstand.explore.world.threads import Moment
 from kickstand.explore.world.vcpus import Signals
 from kickstand.guests.program import compile_program
