@@ -39,6 +39,8 @@ from kickstand.guests.x86.emulated.instructions.corrections import (
     after_load,
     interrupt_length,
 )
+from kickstand.guests.x86.emulated.instructions.exchange import OPCODE as EXCHANGE
+from kickstand.guests.x86.emulated.instructions.exchange import Exchange
 from kickstand.guests.x86.emulated.instructions.privileged import INT1, Perform, Privileged
 from kickstand.guests.x86.emulated.instructions.repeated import Repeated
 from kickstand.guests.x86.emulated.instructions.stepper import NeedRead, Step, shared_stepper
@@ -79,6 +81,7 @@ class Execution:
         self._repeated = Repeated(state, self._ports)
         self._delivery = Delivery(state, self.virtual)
         self.msrs = Msrs(state, model)
+        self._exchange = Exchange(state, self.virtual)
         control = ControlRegisters(state, memory, model, changed)
         self._msr_access = MsrAccess(state, self._ports, self.msrs, model, changed)
         self._privileged = Privileged(state, self.virtual, control, self.msrs, self._msr_access, model)
@@ -148,6 +151,9 @@ class Execution:
             return self._perform(privileged, seen)
         if seen.opcode == INT1:
             return self.deliver(Event(DB, exception=True, return_rip=self._state.rip + len(seen.prefixes) + 1))
+        if seen.opcode == EXCHANGE and not self._watched and (length := self._exchange.perform(code)):
+            self._ports.advance(length)
+            return None
         instruction = decode(code, self._state.bits)
         if instruction is None or instruction.compares_strings:
             checked = seen.loads_table or seen.loads_stack
@@ -204,6 +210,11 @@ class Execution:
             return self.deliver(Event(UD, exception=True))
         return InternalErrorExit(data=emulation_failure(self.virtual), gpa=gpa)
 
+    @property
+    def _watched(self) -> bool:
+        """Somebody wants to know of each access."""
+        return self._model.debug.steps or watches(self._state.dr[7])
+
     def _execute(self, code: bytes, reads: list[bytes]) -> Exit | None:
         rip = self.rip = self._state.rip
         self._code = code
@@ -213,7 +224,7 @@ class Execution:
         bare = flush or as_test(code, self._state.bits) or without_lock(code, self._state.bits)
         step = shared_stepper().step(self._state, self.virtual, bare, reads, self._read_first(code))
         reason = step.interruption
-        if self._model.debug.steps or watches(self._state.dr[7]):
+        if self._watched:
             self.accesses += step.accesses
         if reason is None:
             if kept:

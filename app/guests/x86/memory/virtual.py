@@ -84,6 +84,21 @@ class VirtualMemory:
         """Write pieces that lie in one page each; return those that belong to a device."""
         return [(gpa, part) for gpa, part in pieces if not self._memory.write(gpa, part)]
 
+    def exchange(self, address: int, expected: bytes, new: bytes, *, user: bool) -> bytes | None:
+        """Write ``new`` within one page if there is what is expected; what was there, or None for a device.
+
+        Raises what keeps it from being written, even if it is not.
+        """
+        gpa = self.gpa(address, WRITE, user=user)
+        if not self.check(gpa, WRITE):
+            return None
+        old = self._memory.read(gpa, len(new))
+        if old == expected:
+            self._memory.write(gpa, new)
+        else:
+            self._memory.note_dirty(gpa)
+        return old
+
     def read_system(self, address: int, length: int) -> bytes:
         """Read a descriptor table or a task state segment."""
         data, missing = self.read_parts(address, length, user=False)
