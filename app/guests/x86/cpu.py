@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MODES = ("precise", "fast")
 _STOP_AGAIN_S = 20e-6
+_MOST_ANSWERED = 16
 _MOST_STEPS = 256  # under a debugger, between two looks at others
 
 
@@ -62,6 +63,8 @@ class X86Cpu(UserspaceSide):
         self._state.reset()
         self._stop_requested = False
         self._inside = False
+        self._answered = False  # by the kernel, since the last run
+        self._answers = 0  # in a row
         self._emulator = self._make_emulator(Events())
 
     def _make_emulator(self, events: Events) -> Emulator:
@@ -86,7 +89,9 @@ class X86Cpu(UserspaceSide):
         if self._emulator.pending is not None:
             raise RuntimeError("the last exit is not completed")
         self._attach()
-        self._translator.enter()
+        goes_on = self.goes_on
+        self._answered, self._answers = False, self._answers + 1 if goes_on else 0
+        self._translator.enter(compare=not goes_on)
         limited = budget > 0 or self.mode == "precise"
         left = max(budget, 1) if limited else 0
         while True:
@@ -105,6 +110,16 @@ class X86Cpu(UserspaceSide):
             left //= 2
             if limited and left == 0:
                 return None
+
+    @property
+    def goes_on(self) -> bool:
+        """The kernel has answered its last exit at once: so it was not away, as far as userspace can tell.
+
+        Now and then it counts as away all the same, and always if somebody has something to tell it.
+        """
+        events = self._emulator.events
+        told = events.queued is not None or events.interrupt is not None or events.nmis
+        return self._answered and self._answers < _MOST_ANSWERED and not told
 
     def _run_stepped(self, count: int) -> Exit | None:
         """With breakpoints: instruction by instruction."""
@@ -209,12 +224,13 @@ class X86Cpu(UserspaceSide):
         """True if an exit waits for ``complete``."""
         return self._emulator.pending is not None
 
-    def complete(self, reply: bytes | None) -> Exit | None:
+    def complete(self, reply: bytes | None, *, by_kernel: bool = False) -> Exit | None:
         """``complete_userspace_io``: finish the access at which the last run stopped, and nothing more.
 
         ``reply`` is the device data for a read; what is missing is what the shared page would hold. Returns the next
-        exit of the same instruction, or None when it is finished.
+        exit of the same instruction, or None when it is finished. ``by_kernel``: userspace was not asked.
         """
+        self._answered = by_kernel
         self._attach()
         self._memory.refresh()
         exit = self._emulator.complete(reply)

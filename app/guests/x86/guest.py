@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kickstand.core.atomics import Killed, outside
 from kickstand.core.guest import Cpu
-from kickstand.core.run.exits import Asked, Exit, InterruptedExit, WindowExit
+from kickstand.core.run.exits import Asked, Exit, InterruptedExit, MsrExit, WindowExit
 from kickstand.core.uapi import PAGE_SHIFT, PAGE_SIZE
 from kickstand.guests.x86.cpu import X86Cpu
 from kickstand.guests.x86.guest_thread import Turns
@@ -106,7 +106,8 @@ class X86Guest:
 
     async def enter(self, vcpu: Cpu) -> Exit:
         """Execute until an exit or an IPI."""
-        self.cpu.entering(lambda: self._waited_ns + vcpu.run_delay_ns())
+        if not self.cpu.goes_on:
+            self.cpu.entering(lambda: self._waited_ns + vcpu.run_delay_ns())
         self.cpu.window_requested = await vcpu.wants_interrupt_window()
         run = self._run_sliced if self._turns is None else self._run_on_thread
         return await run(vcpu)
@@ -167,7 +168,8 @@ class X86Guest:
 
     async def complete(self, vcpu: Cpu, pending: Asked, reply: bytes | None) -> Exit | None:
         """Finish the access at which the CPU stopped."""
-        return self.cpu.complete(reply)
+        by_kernel = isinstance(pending, MsrExit) and not pending.msr_reason
+        return self.cpu.complete(reply, by_kernel=by_kernel)
 
     def next_element(self) -> Exit | None:
         """EMULATION_RESTART of a repeated instruction."""

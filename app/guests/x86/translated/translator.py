@@ -119,15 +119,18 @@ class Translator:
 
     # -- before the guest ------------------------------------------------------------------------------------
 
-    def enter(self) -> None:
-        """Catch up with what userspace did since the last run: slots, dirty logs, rewritten code."""
+    def enter(self, *, compare: bool = True) -> None:
+        """Catch up with what userspace did since the last run: slots, dirty logs, rewritten code.
+
+        Without ``compare`` nobody can have had the time to rewrite code.
+        """
         self._memory.refresh()
         if self._memory.version != self._version:
             self._walk.slots_change()
         elif self._walk.active and self._code.executable > MOST_PAGES:
             self._walk.give_up()
         # After a change pages that were written may not be there any more; what is fetched anew is compared then.
-        many = self._code.executable > _MAX_COMPARED and not self._walk.active
+        many = compare and self._code.executable > _MAX_COMPARED and not self._walk.active
         self._stale_tlb |= self._memory.version != self._version or many
         self._version = self._memory.version
         reads_time = self._model.tsc.is_hosts
@@ -138,7 +141,8 @@ class Translator:
             self._flush_tlb()
             if not self._walk.active:
                 self._written.clear()
-        self._drop(self._code.take_changed_executable())
+        if compare:
+            self._drop(self._code.take_changed_executable())
 
     def flush_tlb(self) -> None:
         """Control registers were set from outside."""
