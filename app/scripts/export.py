@@ -4,8 +4,8 @@ The history has calls with a beginning and an end; a script is a sequence. A KVM
 ``run``; one that others overlap is ``start_run`` where it began and ``finish_run`` where it ended. Ioctls of a
 vCPU stand where they ended, since they wait for KVM_RUN, and ioctls of the VM where they began, since a kick is
 what makes KVM_RUN end. Clients that were at odds at the same time (a RESUME in the midst of another's memory
-transaction) got answers that no sequence has. What a script cannot say (a call that was refused for its form)
-changed nothing and is left out.
+transaction) got answers that no sequence has. What a script cannot say is left out: a call that was refused for its
+form changed nothing, and ioctls that did change something are named (``unsaid``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kickstand.core.run.run_page import Cause, RunResult
 from kickstand.core.uapi import PAGE_SHIFT, MpState
 from kickstand.guests.host_memory import Arena
 from kickstand.runtime.calls.history import Call
+from kickstand.runtime.calls.ioctl import declaration
 from kickstand.runtime.events import to_json
 from kickstand.runtime.machine import Machine
 from kickstand.runtime.observed import views
@@ -32,25 +33,10 @@ from kickstand.scripts.language.script import Checker, ScriptLimits
 from kickstand.scripts.play.forms import run_result
 
 KICK_AFTER_MS = 10
-OF_VCPU = frozenset(
-    {
-        "get_regs",
-        "set_regs",
-        "get_sregs",
-        "set_sregs",
-        "get_mp_state",
-        "set_mp_state",
-        "interrupt",
-        "nmi",
-        "set_cpuid_supported",
-        "set_cpuid2",
-        "set_msrs",
-        "set_program",
-        "get_lapic",
-        "set_lapic",
-        "stop_thread",
-    }
-)
+OF_VCPU = frozenset((
+    "get_regs", "set_regs", "get_sregs", "set_sregs", "get_mp_state", "set_mp_state", "interrupt", "nmi",
+    "set_cpuid_supported", "set_cpuid2", "set_msrs", "set_program", "get_lapic", "set_lapic", "stop_thread",
+))  # fmt: skip
 SENT = (Cause.SIGNAL, Cause.POLL_TIMEOUT, Cause.CLIENT_DISCONNECT)
 UNBOUNDED = ScriptLimits(operations=1 << 62, memory=1 << 62, arenas=1 << 62, read=1 << 62)
 
@@ -74,6 +60,19 @@ ARGUMENTS: dict[str, Callable[[dict[str, Any], Any], dict[str, Any]]] = {
     "get_sregs": lambda args, sregs: {**args, "only": list(sregs or ())},
     "set_mp_state": lambda args, _: {**args, "mp_state": int(args["mp_state"])},
     "clear_dirty_log": lambda args, _: {**args, "bits": list(args["bits"])} if args.get("bits") is not None else args,
+}
+
+
+# Said by the operation ``ioctl``: its argument, by the method's.
+IOCTLS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "enable_cap": lambda args: {
+        "fields": {"cap": args["capability"], "flags": args["flags"], "args": [*args["args"], 0, 0, 0, 0][:4]}
+    },
+    "register_coalesced": lambda args: {"fields": asdict(args["zone"])},
+    "unregister_coalesced": lambda args: {"fields": asdict(args["zone"])},
+    "set_tsc_khz": lambda args: {"number": args["khz"]},
+    "set_boot_cpu_id": lambda args: {"number": args["vcpu_id"]},
+    "reset_dirty_rings": lambda _: {"number": 0},
 }
 
 
@@ -117,7 +116,7 @@ def script_of(machine: Machine, name: str | None = None) -> dict[str, Any]:
 
 
 def _begin(machine: Machine, name: str | None) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
-    head = {
+    head: dict[str, Any] = {
         "id": name or f"recorded/{machine.id}",
         "family": "recorded",
         "seed": None,
@@ -125,11 +124,13 @@ def _begin(machine: Machine, name: str | None) -> tuple[dict[str, Any], Iterator
         "dropped": machine.history.dropped,
         "vm": _header(machine),
     }
+    if machine.history.unsaid:
+        head["unsaid"] = sorted(machine.history.unsaid)
     return head, _Recorder(machine).operations()
 
 
 def _header(machine: Machine) -> dict[str, Any]:
-    made = any(call.name == "create_irqchip" and call.error is None for call in machine.history.calls)
+    made = any(call.name in ("create_irqchip", "enable_cap") and call.error is None for call in machine.history.calls)
     return {
         "engine": machine.engine,
         "variant": machine.variant,
@@ -247,6 +248,10 @@ class _Recorder:
 
     def _plain(self, call: Call) -> Shape:
         """An operation with the method's own name and arguments, or nearly so."""
+        if call.name in IOCTLS:
+            told = declaration(getattr(Machine, call.name))
+            assert told is not None
+            return "ioctl", {"name": told.name, **IOCTLS[call.name](call.arguments)}, {"value": int(call.result or 0)}
         args = {
             "vcpu" if name == "vcpu_id" else name: value for name, value in call.arguments.items() if value is not None
         }

@@ -6,15 +6,20 @@ import json
 
 import pytest
 
+from kickstand.core.arch.coalesced import Zone
 from kickstand.core.arch.cpu.cpuid import Entry
 from kickstand.core.errors import KvmError
 from kickstand.core.memslots import Region
 from kickstand.core.run.run_page import Cause
 from kickstand.core.trace import VcpuState
+from kickstand.core.uapi import Cap
 from kickstand.runtime.calls.history import History
 from kickstand.runtime.registry import Registry
+from kickstand.runtime.table import DECLARED
+from kickstand.scripts import export
 from kickstand.scripts.export import exporter, script_of
 from kickstand.scripts.language.errors import ScriptError
+from kickstand.scripts.language.operations import OPERATIONS
 from kickstand.scripts.language.reader import load
 from kickstand.scripts.language.script import parse_trace
 from kickstand.scripts.play.backends import InProcess
@@ -218,3 +223,29 @@ async def test_tables_and_registers_of_a_model_are_part_of_the_script(registry):
     script = await replays(machine)
     assert [operation["op"] for operation in script["ops"][1:]] == ["set_cpuid", "set_msrs"]
     assert script["ops"][-1]["result"] == {"ret": 0, "errno": None, "taken": 1}
+
+
+async def test_a_split_irqchip_and_what_else_is_set_up_before_the_first_vcpu_are_said(registry):
+    machine = await registry.create("vm", engine="x86")
+    await machine.enable_cap(Cap.SPLIT_IRQCHIP, 0, [24])
+    await machine.set_boot_cpu_id(1)
+    await machine.register_coalesced(Zone(0xFEE00000, 0x1000, 0))
+    await machine.create_vcpu(1)
+    assert names(machine) == ["ioctl", "ioctl", "ioctl", "create_vcpu"]
+    script = script_of(machine)
+    assert script["vm"]["irqchip"] is False
+    assert "unsaid" not in script
+    await replays(machine)
+
+
+async def test_an_ioctl_that_changed_something_and_that_no_script_says_is_named(registry):
+    machine = await registry.create("vm", engine="x86", vcpus=1)
+    await machine.set_fpu(0, await machine.get_fpu(0))
+    assert script_of(machine)["unsaid"] == ["KVM_SET_FPU"]
+
+
+def test_whatever_is_recorded_can_be_said_by_a_script():
+    said = {export.OPERATIONS.get(found.method, found.method) for found in DECLARED if found.recorded} - set(
+        export.IOCTLS
+    )
+    assert said - OPERATIONS.keys() == {"set_user_memory_region"}  # as ``set_memory_region``

@@ -96,6 +96,7 @@ class VmSettings(Ioctls):
         "KVM_ENABLE_CAP",
         fd=Fd.VM,
         durable=True,
+        recorded=True,
         takes=lambda enabled: (enabled["cap"], enabled["flags"], enabled["args"]),
     )
     async def enable_cap(self, capability: int, flags: int, args: Sequence[int]) -> None:
@@ -103,7 +104,7 @@ class VmSettings(Ioctls):
         self._check_alive("KVM_ENABLE_CAP")
         enable(self.vm, capability, flags, args)
 
-    @ioctl("KVM_X86_SET_MSR_FILTER", durable=True, recorded=True, takes=_filter)
+    @ioctl("KVM_X86_SET_MSR_FILTER", durable=True, takes=_filter)
     async def set_msr_filter(self, flags: int, ranges: Sequence[Range]) -> None:
         """KVM_X86_SET_MSR_FILTER: which MSRs the guest reaches by itself. EINVAL: as ``msr_filter.make_filter``."""
         self._check_alive("KVM_X86_SET_MSR_FILTER")

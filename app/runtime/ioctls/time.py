@@ -43,7 +43,7 @@ class TimeIoctls(CpuModel):
         self._check_alive("KVM_GET_CLOCK")
         return self.vm.arch.clock.get()
 
-    @ioctl("KVM_SET_CLOCK", durable=True, recorded=True, takes=_clock)
+    @ioctl("KVM_SET_CLOCK", durable=True, takes=_clock)
     async def set_clock(self, data: ClockData) -> None:
         """KVM_SET_CLOCK; with KVM_CLOCK_REALTIME it goes on by what has passed since then.
 
