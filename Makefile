@@ -36,7 +36,7 @@ test-long: $(DEV) $(BROWSER) ## the same with more seeds, variants and engines, 
 selftests: $(DEV) ## build the kernel's own KVM selftests into a cache folder and run them under exec (minutes)
 	$(BIN)/python -m pytest -q tests/exec/selftests.py $(ARGS)
 
-qemu-test: $(DEV) $(QEMU) ## boot QEMU's machines under exec: SeaBIOS, U-Boot, memtest86+, every irqchip, up to 4 CPUs (minutes)
+qemu-test: $(DEV) $(QEMU) ## boot QEMU's machines under exec: SeaBIOS, U-Boot, UEFI, memtest86+, every irqchip, up to 4 CPUs (minutes)
 	$(BIN)/python -m pytest -q -n $(WORKERS) tests/qemu/machines.py tests/qemu/test_race.py $(ARGS)
 
 linux-test: $(DEV) $(QEMU) ## boot Debian's kernel under QEMU and exec, to its first userspace line; kick it on its way (minutes)

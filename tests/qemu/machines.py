@@ -1,13 +1,14 @@
 """QEMU's machines on Kickstand's /dev/kvm, to the end of their firmware: ``make qemu-test``.
 
-SeaBIOS on every machine, with every kind of interrupt controller and up to four CPUs; U-Boot; QEMU's own defaults;
-memtest86+ with two CPUs.
+SeaBIOS on every machine, with every kind of interrupt controller and up to four CPUs; U-Boot; UEFI; QEMU's own
+defaults; memtest86+ with two CPUs.
 Not part of the suite, which boots one of them (``test_boot.py``).
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,20 @@ def test_memtest86_tests_memory_with_both_cpus_and_finds_no_error(qemu, mode):
     assert done.reached, str(done)
     assert "CPU: 2 Cores 2 Threads" in done.out
     assert set(re.findall(r"Errors: (\d+)", done.out)) == {"0"}
+
+
+@pytest.mark.timeout(TIMEOUT_S + 20)
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_uefi_comes_to_its_shell(qemu, tmp_path, cpus):
+    """EDK II, which wakes its CPUs and goes to 64-bit mode by itself; in mode fast: it copies and hashes megabytes."""
+    images = unpacked("ovmf") / "usr/share/OVMF"
+    code, variables = images / "OVMF_CODE_4M.fd", tmp_path / "variables.fd"
+    shutil.copyfile(images / "OVMF_VARS_4M.fd", variables)
+    flash = (f"if=pflash,format=raw,readonly=on,file={code}", f"if=pflash,format=raw,file={variables}")
+    options = ("-machine", "q35", "-smp", str(cpus), "-nodefaults", "-m", "256", "-serial", "stdio")
+    drives = [option for drive in flash for option in ("-drive", drive)]
+    done = boot(*options, *drives, until="Shell> ", timeout=TIMEOUT_S, under=("--mode", "fast"))
+    assert done.reached, str(done)
 
 
 @pytest.mark.xfail(reason="the second KVM_RUN of QEMU answers another port when it is replayed", strict=False)
