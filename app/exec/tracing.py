@@ -1,7 +1,8 @@
 """``--trace``: the run of each VM as an ioctl script, with what the program wrote into guest memory.
 
 The runtime's history has the ioctls. What it cannot see is the program storing into its own memory: whenever a vCPU
-enters and no other is inside, each page that differs from what it held when the last one left is noted as a write.
+enters and no other is inside, each page that differs from what it held when the last one left is noted as a write, and
+coalesced writes that the program has taken from their ring as taken.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class VmTrace:
         self._ranges: list[tuple[int, int]] = []  # host addresses of all slots there ever were
         self._known: dict[int, bytes] = {}  # pages by host address as the last guest left them; none: zeros
         self._windows: dict[int, bool] = {}
+        self._place = 0  # in the ring of coalesced writes, up to which the program has taken them
         machine.history = History(_ENDLESS, _ENDLESS)
 
     def slot(self, region: Region) -> None:
@@ -74,6 +76,9 @@ class VmTrace:
             end = next(at for at in range(PAGE, 0, -1) if now[at - 1] != before[at - 1])
             self._note("write", {"hva": address + start, "data": now[start:end]})
             self._known[address] = now
+        self._place, taken = self._machine.vm.arch.coalesced.emptied(self._place)
+        if taken:
+            self._note("drain_coalesced", {}, taken)
 
     def left(self) -> None:
         """The last vCPU inside has left: what has changed since is the guest's doing."""
@@ -92,10 +97,10 @@ class VmTrace:
                         yield address, now
         yield from ((address, _ZEROS) for address in gone)  # discarded
 
-    def _note(self, name: str, arguments: Mapping[str, object]) -> None:
+    def _note(self, name: str, arguments: Mapping[str, object], result: object = None) -> None:
         call = self._machine.history.begin(name, (), arguments)
         if call is not None:
-            self._machine.history.end(call)
+            self._machine.history.end(call, result)
 
     def line(self) -> bytes:
         """The trace. The machine's memory is that of the script from now on."""

@@ -4,8 +4,8 @@ The history has calls with a beginning and an end; a script is a sequence. A KVM
 ``run``; one that others overlap is ``start_run`` where it began and ``finish_run`` where it ended. Ioctls of a
 vCPU stand where they ended, since they wait for KVM_RUN, and ioctls of the VM where they began, since a kick is
 what makes KVM_RUN end. Clients that were at odds at the same time (a RESUME in the midst of another's memory
-transaction) got answers that no sequence has. What a script cannot say is left out: a call that was refused for its
-form changed nothing, and ioctls that did change something are named (``unsaid``).
+transaction) got answers that no sequence has. What a script cannot say (a call that was refused for its form)
+changed nothing and is left out.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from kickstand.core.arch.irq.routing import MsiRoute, Route
 from kickstand.core.errors import KvmError, errno_name
 from kickstand.core.memslots import Region
 from kickstand.core.run.run_page import Cause, RunResult
-from kickstand.core.uapi import PAGE_SHIFT, MpState
+from kickstand.core.uapi import PAGE_SHIFT, Cap, MpState
 from kickstand.guests.host_memory import Arena
 from kickstand.runtime.calls.history import Call
-from kickstand.runtime.calls.ioctl import declaration
 from kickstand.runtime.events import to_json
 from kickstand.runtime.machine import Machine
 from kickstand.runtime.observed import views
+from kickstand.scripts import by_structure
 from kickstand.scripts.language.errors import ScriptError
 from kickstand.scripts.language.parse import parse_operation
 from kickstand.scripts.language.presets import PRESETS
 from kickstand.scripts.language.script import Checker, ScriptLimits
-from kickstand.scripts.play.forms import run_result
+from kickstand.scripts.play.forms import coalesced_result, run_result
 
 KICK_AFTER_MS = 10
 OF_VCPU = frozenset((
@@ -43,7 +43,7 @@ UNBOUNDED = ScriptLimits(operations=1 << 62, memory=1 << 62, arenas=1 << 62, rea
 
 Shape = tuple[str, dict[str, Any], dict[str, Any]]  # op, args, and the fields of a result that is no failure
 # Where an operation's arguments or result fields are not those of the method that performs it.
-OPERATIONS = {"set_regs": "change_regs", "set_cpuid2": "set_cpuid"}
+OPERATIONS = {"set_regs": "change_regs", "set_cpuid2": "set_cpuid", "drain_coalesced": "coalesced"}
 ARGUMENTS: dict[str, Callable[[dict[str, Any], Any], dict[str, Any]]] = {
     "set_regs": lambda args, _: {"vcpu": args["vcpu"], "regs": dict(args["registers"])},
     "set_cpuid2": lambda args, _: {"vcpu": args["vcpu"], "entries": [asdict(entry) for entry in args["entries"]]},
@@ -60,19 +60,6 @@ ARGUMENTS: dict[str, Callable[[dict[str, Any], Any], dict[str, Any]]] = {
     "get_sregs": lambda args, sregs: {**args, "only": list(sregs or ())},
     "set_mp_state": lambda args, _: {**args, "mp_state": int(args["mp_state"])},
     "clear_dirty_log": lambda args, _: {**args, "bits": list(args["bits"])} if args.get("bits") is not None else args,
-}
-
-
-# Said by the operation ``ioctl``: its argument, by the method's.
-IOCTLS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-    "enable_cap": lambda args: {
-        "fields": {"cap": args["capability"], "flags": args["flags"], "args": [*args["args"], 0, 0, 0, 0][:4]}
-    },
-    "register_coalesced": lambda args: {"fields": asdict(args["zone"])},
-    "unregister_coalesced": lambda args: {"fields": asdict(args["zone"])},
-    "set_tsc_khz": lambda args: {"number": args["khz"]},
-    "set_boot_cpu_id": lambda args: {"number": args["vcpu_id"]},
-    "reset_dirty_rings": lambda _: {"number": 0},
 }
 
 
@@ -93,6 +80,7 @@ RESULTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "get_sregs": lambda sregs: {"sregs": sregs},
     "get_mp_state": lambda mp_state: {"mp_state": MpState(mp_state).name},
     "set_msrs": lambda taken: {"taken": taken},
+    "drain_coalesced": coalesced_result,
     "signal_msi": lambda accepted: {"delivered": accepted > 0},
 }
 
@@ -116,7 +104,7 @@ def script_of(machine: Machine, name: str | None = None) -> dict[str, Any]:
 
 
 def _begin(machine: Machine, name: str | None) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
-    head: dict[str, Any] = {
+    head = {
         "id": name or f"recorded/{machine.id}",
         "family": "recorded",
         "seed": None,
@@ -124,13 +112,11 @@ def _begin(machine: Machine, name: str | None) -> tuple[dict[str, Any], Iterator
         "dropped": machine.history.dropped,
         "vm": _header(machine),
     }
-    if machine.history.unsaid:
-        head["unsaid"] = sorted(machine.history.unsaid)
     return head, _Recorder(machine).operations()
 
 
 def _header(machine: Machine) -> dict[str, Any]:
-    made = any(call.name in ("create_irqchip", "enable_cap") and call.error is None for call in machine.history.calls)
+    made = any(_makes_irqchip(call) and call.error is None for call in machine.history.calls)
     return {
         "engine": machine.engine,
         "variant": machine.variant,
@@ -139,6 +125,11 @@ def _header(machine: Machine) -> dict[str, Any]:
         "irqchip": machine.vm.irqchip and not made,
         "switches": asdict(machine.vm.switches),
     }
+
+
+def _makes_irqchip(call: Call) -> bool:
+    split = call.name == "enable_cap" and call.arguments["capability"] == Cap.SPLIT_IRQCHIP
+    return split or call.name == "create_irqchip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +173,8 @@ class _Recorder:
         for call in self.machine.history.calls:
             if call.name != "start_run":
                 if call.ended is not None:
-                    moments.append(_Moment(call.ended if call.name in OF_VCPU else call.begun, call))
+                    of_vcpu = call.name in OF_VCPU or by_structure.of_vcpu(call.name)
+                    moments.append(_Moment(call.ended if of_vcpu else call.begun, call))
                 continue
             if call.vcpu is None or call.given_up:
                 continue  # it was never inside
@@ -214,7 +206,8 @@ class _Recorder:
             return
         if call.name in ("get_regs", "get_sregs") and call.arguments["vcpu_id"] in self.in_access:
             return
-        op, args, result = self.shapes.get(call.name, self._plain)(call)
+        plain = self._structure if by_structure.told(call.name) else self._plain
+        op, args, result = self.shapes.get(call.name, plain)(call)
         yield {"op": op, "args": args, "result": _answer(call.error, result)}
 
     def _run(self, call: Call, part: str) -> Iterator[dict[str, Any]]:
@@ -248,10 +241,6 @@ class _Recorder:
 
     def _plain(self, call: Call) -> Shape:
         """An operation with the method's own name and arguments, or nearly so."""
-        if call.name in IOCTLS:
-            told = declaration(getattr(Machine, call.name))
-            assert told is not None
-            return "ioctl", {"name": told.name, **IOCTLS[call.name](call.arguments)}, {"value": int(call.result or 0)}
         args = {
             "vcpu" if name == "vcpu_id" else name: value for name, value in call.arguments.items() if value is not None
         }
@@ -260,6 +249,10 @@ class _Recorder:
             args = shape_args(args, call.result)
         result = shape_result(call.result) if shape_result is not None and call.error is None else {}
         return OPERATIONS.get(call.name, call.name), args, result
+
+    def _structure(self, call: Call) -> Shape:
+        args = by_structure.arguments(call.name, call.arguments)
+        return "ioctl", args, by_structure.result(call.name, args, call.result)
 
     def _create_vcpu(self, call: Call) -> Shape:
         args = {"id": call.arguments["vcpu_id"]}

@@ -17,7 +17,7 @@ def replayed(path, engine):
     return run([sys.executable, "-m", "kickstand", "replay", path, "--engine", engine])
 
 
-@pytest.mark.parametrize("name", either(["memory.py"], ["first.py", "memory.py"]))
+@pytest.mark.parametrize("name", either(["memory.py", "coalesced.py"], ["first.py", "memory.py", "coalesced.py"]))
 def test_a_run_replays_with_equal_answers(emulated, tmp_path, name):
     path = tmp_path / "run.jsonl.gz"
     here = emulated(sys.executable, PROGRAMS / name, options=("--trace", path))

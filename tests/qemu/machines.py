@@ -7,6 +7,8 @@ Not part of the suite, which boots one of them (``test_boot.py``).
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 import shutil
 import subprocess
@@ -100,13 +102,19 @@ def test_uefi_comes_to_its_shell(qemu, tmp_path, cpus):
     assert done.reached, str(done)
 
 
-@pytest.mark.xfail(reason="the second KVM_RUN of QEMU answers another port when it is replayed", strict=False)
 @pytest.mark.timeout(TIMEOUT_S)
-def test_a_trace_of_a_boot_replays_to_the_same_answers(qemu, tmp_path):
+def test_a_trace_of_a_boot_replays_to_the_same_answers_until_a_signal_ends_a_run(qemu, tmp_path):
+    """It leaves the guest between two instructions that nobody has counted: from there on all may go another way."""
     trace = tmp_path / "boot.jsonl.gz"
     under = ("--trace", str(trace))
     done = boot("-machine", "isapc,kernel-irqchip=off", *NOTHING_ELSE, *CONSOLE, until=END, timeout=120, under=under)
     assert done.reached, str(done)
+    (line,) = gzip.decompress(trace.read_bytes()).splitlines()
+    script = json.loads(line)
+    signalled = (at for at, each in enumerate(script["ops"]) if "kick_after_ms" in each["args"])
+    script["ops"] = script["ops"][: next(signalled)]
+    assert sum(each["op"] == "run" for each in script["ops"]) > 10
+    trace.write_bytes(gzip.compress(json.dumps(script).encode()))
     played = subprocess.run(
         [sys.executable, "-m", "kickstand", "replay", str(trace)], capture_output=True, text=True, check=False
     )

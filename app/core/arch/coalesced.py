@@ -101,10 +101,24 @@ class CoalescedIo:
             if (first, last) != self._shown:
                 yield first, last
 
+    def emptied(self, since: int) -> tuple[int, list[Entry]]:
+        """What a program that empties the ring has taken from place ``since`` on, and the place where it goes on."""
+        first, last = next(self._moved(), self._shown)
+        if not self._pages or first != last or last >= ENTRIES:
+            return since, []
+        return last, noted(self._pages[0], since, last)
+
     def drain(self) -> list[Entry]:
         """All that was noted, and forget it."""
         taken, self.entries = self.entries, []
         return taken
+
+
+def noted(ring: bytes | memoryview, first: int, last: int) -> list[Entry]:
+    """The entries of a ring from one place to another."""
+    places = ((first + at) % ENTRIES for at in range((last - first) % ENTRIES))
+    found = (_ENTRY.unpack_from(ring, _INDICES.size + place * _ENTRY.size) for place in places)
+    return [Entry(addr, pio, data[:length]) for addr, length, pio, data in found]
 
 
 def _check(ioctl: str, zone: Zone) -> None:

@@ -6,6 +6,7 @@ import mmap
 import struct
 from typing import Any
 
+from kickstand.core.arch.coalesced import Entry, noted
 from kickstand.core.run.exits import (
     HltExit,
     InternalErrorExit,
@@ -16,12 +17,22 @@ from kickstand.core.run.exits import (
     WindowExit,
 )
 from kickstand.core.run.run_page import KvmRun, PageWrites
-from kickstand.core.uapi import KVM_RUN, KVM_RUN_EXITS, ExitReason, InternalError, IoDirection
+from kickstand.core.uapi import (
+    KVM_RUN,
+    KVM_RUN_EXITS,
+    PAGE_SIZE,
+    Cap,
+    ExitReason,
+    InternalError,
+    IoDirection,
+    check_extension,
+)
 
 REASON = KVM_RUN.offset("exit_reason")
 UNION = KVM_RUN.offset("exit")
 IMMEDIATE_EXIT = KVM_RUN.offset("immediate_exit")
 REQUEST_WINDOW = KVM_RUN.offset("request_interrupt_window")
+RING = check_extension(Cap.COALESCED_MMIO) * PAGE_SIZE
 MMIO = KVM_RUN_EXITS[ExitReason.MMIO]
 IO = KVM_RUN_EXITS[ExitReason.IO]
 INTERNAL = KVM_RUN_EXITS[ExitReason.INTERNAL_ERROR]
@@ -58,6 +69,13 @@ class DeviceRunPage(KvmRun):
     async def set_request_interrupt_window(self, value: bool) -> None:
         self.request_interrupt_window = value
         self._map[REQUEST_WINDOW] = value
+
+    def take_coalesced(self) -> list[Entry]:
+        """What is noted in the VM's ring of coalesced writes, which is empty then."""
+        ring = self._map[RING : RING + PAGE_SIZE]
+        first, last = struct.unpack_from("<2I", ring)
+        self._map[RING : RING + 4] = ring[4:8]
+        return noted(ring, first, last)
 
     def taken(self) -> UserExit | None:
         """Read what the kernel left: ``exit_reason``, and the exit it describes (None for a kind not known here)."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
+from kickstand.core.arch.coalesced import CoalescedIo, Entry
 from kickstand.core.atomics import Task, outside
 from kickstand.core.errors import KvmError
 from kickstand.core.ioctls.slots import trace_slot
@@ -51,6 +52,18 @@ def userspace_variant(name: str) -> str:
     return name if name in IN_USERSPACE else "accel_blocker"
 
 
+class DeviceRing(CoalescedIo):
+    """The kernel's ring of coalesced writes, which is mapped with each vCPU."""
+
+    def __init__(self, vm: DeviceVm) -> None:
+        super().__init__()
+        self._vm = vm
+
+    def drain(self) -> list[Entry]:
+        vcpu = next(iter(self._vm.vcpus.values()), None)
+        return vcpu.page.take_coalesced() if isinstance(vcpu, DeviceVcpu) else []
+
+
 class DeviceVm(Vm):
     """Raises ``KvmError`` EOPNOTSUPP, with the reason, where /dev/kvm cannot be used."""
 
@@ -74,6 +87,7 @@ class DeviceVm(Vm):
         super().__init__(
             vm_id, find_variant(userspace_variant(variant)), _no_guest, system=system, switches=switches, trace=trace
         )
+        self.arch.coalesced = DeviceRing(self)
         self.interrupts: Interrupts = DeviceInterrupts(self.fd, self.online_vcpus, self.check_alive, trace)
         if irqchip:
             try:

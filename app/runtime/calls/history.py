@@ -83,7 +83,6 @@ class History:
         self._ended: list[tuple[Begun, RunResult | None, Exception | None]] = []
         self._running: dict[Begun, Call] = {}
         self.dropped = 0
-        self.unsaid: set[str] = set()  # ioctls that changed the machine and that no script says
         self.open = 0
         self._limit = calls
         self._most = payload
@@ -187,19 +186,6 @@ def noted(method: Callable[..., Any], *, alone: bool = False) -> Callable[..., A
 
     note = _performed if inspect.iscoroutinefunction(method) else _begun
     return functools.wraps(method)(note(method, begin))
-
-
-def unsaid(ioctl: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a coroutine method of a machine leave its name: it changes what no recorded call tells of."""
-
-    @functools.wraps(method)
-    async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = await method(self, *args, **kwargs)
-        if not _part.get():
-            self.history.unsaid.add(ioctl)
-        return result
-
-    return call
 
 
 def _performed(method: Callable[..., Any], begin: Callable[..., Call | None]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from kickstand.core.uapi import IOCTLS, Direction, Fd, Ioctl
 from kickstand.runtime.calls.arguments import Argument, Memory
 from kickstand.runtime.calls.durable import admitted as refuse_unkept
 from kickstand.runtime.calls.durable import kept
-from kickstand.runtime.calls.history import noted, unsaid
+from kickstand.runtime.calls.history import noted
 
 F = TypeVar("F", bound=Callable[..., Any])
 Takes = Callable[[Argument], tuple[Any, ...]]
@@ -80,7 +80,7 @@ def ioctl(
 
     ``durable``: it is refused while nothing can be kept, and returns after its outcome is. ``admitted``: only the
     former; its outcome is kept another way. ``recorded``: its calls are in the machine's history, and
-    a script can say them (``alone``: as in ``noted``). A durable ioctl that is not recorded leaves its name there.
+    a script can say them (``alone``: as in ``noted``).
 
     For callers that speak bytes: ``takes`` makes the method's arguments (after the vCPU) from the ioctl's; ``gives``
     makes the return value or, for an ioctl that fills in its structure, the structure's fields from the method's
@@ -95,11 +95,7 @@ def ioctl(
             raise TypeError(f"{name} is given a structure: say what of it the method takes")
         if abi is not None and abi.direction == Direction.READ and gives is None:
             raise TypeError(f"{name} fills in a structure: say what its method gives")
-        done: Callable[..., Any] = method
-        if recorded:
-            done = noted(method, alone=alone)
-        elif durable and abi is not None:
-            done = unsaid(name, method)
+        done: Callable[..., Any] = noted(method, alone=alone) if recorded else method
         if durable:
             done = kept(name, done, about_vcpu="vcpu_id" in inspect.signature(method).parameters)
         elif admitted:

@@ -135,6 +135,7 @@ class InterruptIoctls(Process):
     @ioctl(
         "KVM_TPR_ACCESS_REPORTING",
         durable=True,
+        recorded=True,
         takes=lambda control: (control["enabled"], control["flags"]),
         gives=dict,
     )
@@ -145,7 +146,7 @@ class InterruptIoctls(Process):
         await self.call(self.vcpu(vcpu_id).report_tpr_access(bool(enabled), self.thread().tid))
         return {"enabled": enabled, "flags": flags}
 
-    @ioctl("KVM_SET_VAPIC_ADDR", durable=True, takes=lambda given: (given["vapic_addr"],))
+    @ioctl("KVM_SET_VAPIC_ADDR", durable=True, recorded=True, takes=lambda given: (given["vapic_addr"],))
     async def set_vapic_addr(self, vcpu_id: int, address: int) -> None:
         """KVM_SET_VAPIC_ADDR: the task priority is in guest memory too; 0: no more.
 

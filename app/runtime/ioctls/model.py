@@ -196,6 +196,7 @@ class CpuModel(VmSettings, Process):
         "KVM_ENABLE_CAP",
         fd=Fd.VCPU,
         durable=True,
+        recorded=True,
         takes=lambda enabled: (enabled["cap"], enabled["flags"], enabled["args"]),
     )
     async def enable_vcpu_cap(self, vcpu_id: int, capability: int, flags: int, args: Sequence[int]) -> None:
@@ -205,13 +206,13 @@ class CpuModel(VmSettings, Process):
             raise KvmError(errno.EINVAL, "KVM_ENABLE_CAP", f"capability {capability} cannot be enabled", field="cap")
         await self._of(vcpu_id, lambda: guest.enforce_pv(enforced=bool(args[0])))
 
-    @ioctl("KVM_X86_SETUP_MCE", durable=True, takes=lambda given: (given["mcg_cap"],))
+    @ioctl("KVM_X86_SETUP_MCE", durable=True, recorded=True, takes=lambda given: (given["mcg_cap"],))
     async def setup_mce(self, vcpu_id: int, mcg_cap: int) -> None:
         """KVM_X86_SETUP_MCE: how many banks there are, and what they can. EINVAL: as ``mce.set_up``."""
         guest, vcpu = self._modelled(vcpu_id, "KVM_X86_SETUP_MCE"), self.vcpu(vcpu_id)
         await self.call(machine_checks.set_up(vcpu, guest, mcg_cap, self.thread().tid))
 
-    @ioctl("KVM_X86_SET_MCE", durable=True, takes=_machine_check)
+    @ioctl("KVM_X86_SET_MCE", durable=True, recorded=True, takes=_machine_check)
     async def set_mce(self, vcpu_id: int, error: MachineCheck) -> None:
         """KVM_X86_SET_MCE: report a machine check to the guest. EINVAL: as ``mce.report``."""
         guest, vcpu = self._modelled(vcpu_id, "KVM_X86_SET_MCE"), self.vcpu(vcpu_id)

@@ -104,7 +104,7 @@ class VmSettings(Ioctls):
         self._check_alive("KVM_ENABLE_CAP")
         enable(self.vm, capability, flags, args)
 
-    @ioctl("KVM_X86_SET_MSR_FILTER", durable=True, takes=_filter)
+    @ioctl("KVM_X86_SET_MSR_FILTER", durable=True, recorded=True, takes=_filter)
     async def set_msr_filter(self, flags: int, ranges: Sequence[Range]) -> None:
         """KVM_X86_SET_MSR_FILTER: which MSRs the guest reaches by itself. EINVAL: as ``msr_filter.make_filter``."""
         self._check_alive("KVM_X86_SET_MSR_FILTER")
@@ -122,7 +122,7 @@ class VmSettings(Ioctls):
         self._check_alive(UNREGISTER)
         self.vm.arch.coalesced.unregister(zone)
 
-    @ioctl("coalesced", durable=True)
+    @ioctl("coalesced", durable=True, recorded=True)
     async def drain_coalesced(self) -> list[Entry]:
         """The writes that were noted, in order; they are forgotten. Not where a program has the ring mapped."""
         return self.vm.arch.coalesced.drain()

@@ -43,7 +43,7 @@ class StateIoctls(CpuModel):
         guest = self._modelled(vcpu_id, "KVM_GET_FPU")
         return await self._of(vcpu_id, lambda: guest.structures.fpu)
 
-    @ioctl("KVM_SET_FPU", durable=True, takes=_bytes(_FPU))
+    @ioctl("KVM_SET_FPU", durable=True, recorded=True, takes=_bytes(_FPU))
     async def set_fpu(self, vcpu_id: int, data: bytes) -> None:
         """KVM_SET_FPU."""
         await self._put(vcpu_id, "KVM_SET_FPU", "fpu", data)
@@ -59,7 +59,7 @@ class StateIoctls(CpuModel):
         """KVM_GET_XSAVE2: there is nothing beyond 4096 bytes."""
         return await self.get_xsave(vcpu_id)
 
-    @ioctl("KVM_SET_XSAVE", durable=True, takes=_bytes(_XSAVE))
+    @ioctl("KVM_SET_XSAVE", durable=True, recorded=True, takes=_bytes(_XSAVE))
     async def set_xsave(self, vcpu_id: int, data: bytes) -> None:
         """KVM_SET_XSAVE. EINVAL: components or MXCSR bits that there are not."""
         await self._put(vcpu_id, "KVM_SET_XSAVE", "xsave", data)
@@ -88,12 +88,14 @@ class StateIoctls(CpuModel):
         guest = self._modelled(vcpu_id, "KVM_GET_DEBUGREGS")
         return await self._of(vcpu_id, lambda: guest.structures.debug_registers)
 
-    @ioctl("KVM_SET_DEBUGREGS", durable=True, takes=_bytes(_DEBUGREGS))
+    @ioctl("KVM_SET_DEBUGREGS", durable=True, recorded=True, takes=_bytes(_DEBUGREGS))
     async def set_debugregs(self, vcpu_id: int, data: bytes) -> None:
         """KVM_SET_DEBUGREGS. EINVAL: flags, or DR6 or DR7 wider than 32 bits."""
         await self._put(vcpu_id, "KVM_SET_DEBUGREGS", "debug_registers", data)
 
-    @ioctl("KVM_SET_GUEST_DEBUG", durable=True, takes=lambda given: (given["control"], given["debugreg"]))
+    @ioctl(
+        "KVM_SET_GUEST_DEBUG", durable=True, recorded=True, takes=lambda given: (given["control"], given["debugreg"])
+    )
     async def set_guest_debug(self, vcpu_id: int, control: int, registers: Sequence[int]) -> None:
         """KVM_SET_GUEST_DEBUG: single steps and breakpoints leave with KVM_EXIT_DEBUG.
 
@@ -112,7 +114,7 @@ class StateIoctls(CpuModel):
         guest, vcpu = self._modelled(vcpu_id, "KVM_GET_VCPU_EVENTS"), self.vcpu(vcpu_id)
         return await self._of(vcpu_id, lambda: get_events(vcpu, guest))
 
-    @ioctl(SET_EVENTS, durable=True, takes=lambda events: (events.fields,))
+    @ioctl(SET_EVENTS, durable=True, recorded=True, takes=lambda events: (events.fields,))
     async def set_vcpu_events(self, vcpu_id: int, events: Mapping[str, Any]) -> None:
         """KVM_SET_VCPU_EVENTS. EINVAL: unknown flags, a vector that is no exception's, or system management mode."""
         guest, vcpu = self._modelled(vcpu_id, SET_EVENTS), self.vcpu(vcpu_id)
@@ -125,7 +127,7 @@ class StateIoctls(CpuModel):
         values = await self._of(vcpu_id, self.vcpu(vcpu_id).guest.special_registers)
         return {name: values.get(name, 0) for name in KVM_SREGS2.names if name != "pdptrs"} | {"pdptrs": [0] * 4}
 
-    @ioctl("KVM_SET_SREGS2", durable=True, takes=lambda sregs: (sregs.fields,))
+    @ioctl("KVM_SET_SREGS2", durable=True, recorded=True, takes=lambda sregs: (sregs.fields,))
     async def set_sregs2(self, vcpu_id: int, sregs: Mapping[str, Any]) -> None:
         """KVM_SET_SREGS2. EINVAL: unknown flags, or as KVM_SET_SREGS."""
         name = "KVM_SET_SREGS2"

@@ -43,7 +43,7 @@ class TimeIoctls(CpuModel):
         self._check_alive("KVM_GET_CLOCK")
         return self.vm.arch.clock.get()
 
-    @ioctl("KVM_SET_CLOCK", durable=True, takes=_clock)
+    @ioctl("KVM_SET_CLOCK", durable=True, recorded=True, takes=_clock)
     async def set_clock(self, data: ClockData) -> None:
         """KVM_SET_CLOCK; with KVM_CLOCK_REALTIME it goes on by what has passed since then.
 
@@ -67,7 +67,7 @@ class TimeIoctls(CpuModel):
         self._check_alive("KVM_GET_TSC_KHZ")
         return self.vm.arch.clock.default_khz
 
-    @ioctl("KVM_SET_TSC_KHZ", fd=Fd.VCPU, durable=True, takes=lambda argument: (argument.number,))
+    @ioctl("KVM_SET_TSC_KHZ", fd=Fd.VCPU, durable=True, recorded=True, takes=lambda argument: (argument.number,))
     async def set_vcpu_tsc_khz(self, vcpu_id: int, khz: int) -> None:
         """KVM_SET_TSC_KHZ of a vCPU: its counter goes on at that rate; 0: the host's."""
         guest = self._modelled(vcpu_id, "KVM_SET_TSC_KHZ")
@@ -80,7 +80,7 @@ class TimeIoctls(CpuModel):
         guest = self._modelled(vcpu_id, "KVM_GET_TSC_KHZ")
         return await self._of(vcpu_id, lambda: guest.counter.khz)
 
-    @ioctl("KVM_KVMCLOCK_CTRL", durable=True)
+    @ioctl("KVM_KVMCLOCK_CTRL", durable=True, recorded=True)
     async def kvmclock_ctrl(self, vcpu_id: int) -> None:
         """KVM_KVMCLOCK_CTRL: tell the guest in its page that it stood. EINVAL: it has no such page."""
         guest = self._modelled(vcpu_id, "KVM_KVMCLOCK_CTRL")
@@ -106,7 +106,7 @@ class TimeIoctls(CpuModel):
         self._check_attribute("KVM_GET_DEVICE_ATTR", group, attribute)
         return await self._of(vcpu_id, lambda: guest.counter.offset)
 
-    @ioctl("KVM_SET_DEVICE_ATTR", durable=True, takes=_attribute_value)
+    @ioctl("KVM_SET_DEVICE_ATTR", durable=True, recorded=True, takes=_attribute_value)
     async def set_vcpu_attribute(self, vcpu_id: int, group: int, attribute: int, value: int) -> None:
         """KVM_SET_DEVICE_ATTR of a vCPU: the offset of its counter. ENXIO: no such attribute."""
         guest = self._modelled(vcpu_id, "KVM_SET_DEVICE_ATTR")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
+from kickstand.core.arch.coalesced import Entry
 from kickstand.core.arch.irq.routing import ChipId, MsiRoute, PinRoute
 from kickstand.core.errors import KvmError
 from kickstand.scripts.language import operations as ops
@@ -38,6 +39,11 @@ def run_result(answer: Mapping[str, Any]) -> Result:
     if "internal_error" in answer:
         result["suberror"] = answer["internal_error"]["suberror"]
     return result
+
+
+def coalesced_result(taken: Iterable[Entry]) -> Result:
+    """Coalesced writes that were taken from their ring."""
+    return {"writes": [{"addr": entry.phys_addr, "pio": entry.pio, "hex": entry.data.hex()} for entry in taken]}
 
 
 def structure(digits: str, size: int) -> bytes:

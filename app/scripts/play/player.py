@@ -29,7 +29,7 @@ from kickstand.scripts.language.errors import ScriptError
 from kickstand.scripts.language.parse import Operation, parse_each, parse_operation
 from kickstand.scripts.language.presets import PRESETS, special_registers
 from kickstand.scripts.language.script import LIMITS, ScriptLimits, check
-from kickstand.scripts.play.forms import Result, pattern, run_result, structure, target
+from kickstand.scripts.play.forms import Result, coalesced_result, pattern, run_result, structure, target
 
 RUN_TIMEOUT_MS = 10_000  # a guest that spins where the script expects an exit
 SETTLE_TURNS = 16  # of the event loop, in which an emulated guest surely comes to its HLT or loop
@@ -244,8 +244,7 @@ class Player:
         return structures.answer(args, abi, value, pages)
 
     async def _coalesced(self, _: ops.Coalesced) -> Result:
-        noted = await self.machine.drain_coalesced()
-        return {"writes": [{"addr": entry.phys_addr, "pio": entry.pio, "hex": entry.data.hex()} for entry in noted]}
+        return coalesced_result(await self.machine.drain_coalesced())
 
     async def _dirty_ring(self, args: ops.DirtyRing) -> Result:
         pages = await self.machine.harvest_dirty_ring(args.vcpu)
