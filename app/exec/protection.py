@@ -17,7 +17,7 @@ from kickstand.core.trace import Tracepoint, VcpuState
 from kickstand.core.uapi import PAGE_SHIFT
 from kickstand.exec.host.tracee import is_running
 from kickstand.exec.summary import Summary
-from kickstand.guests.x86.slices import rotation
+from kickstand.guests.x86.time_sharing.slices import rotation
 from kickstand.runtime.driver.tasks import start
 from kickstand.runtime.machine import Machine
 

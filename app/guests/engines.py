@@ -67,7 +67,7 @@ def engine_factory(engine: str, mode: str) -> EngineFactory:
     if engine == "script":
         return EngineFactory(ScriptGuest, runs_programs=True)
     from kickstand.guests.x86.guest import X86Guest  # noqa: PLC0415  unicorn is loaded only when it is used
-    from kickstand.guests.x86.guest_thread import Turns  # noqa: PLC0415
+    from kickstand.guests.x86.time_sharing.guest_thread import Turns  # noqa: PLC0415
 
     turns = Turns()  # of this VM's guest thread
     fast = mode == "fast"

@@ -18,11 +18,11 @@ from kickstand.core.guest import Cpu
 from kickstand.core.run.exits import Asked, Exit, InterruptedExit, MsrExit, WindowExit
 from kickstand.core.uapi import PAGE_SHIFT, PAGE_SIZE
 from kickstand.guests.x86.cpu import X86Cpu
-from kickstand.guests.x86.guest_thread import Turns
-from kickstand.guests.x86.inline import LIMIT_S, WATCH
 from kickstand.guests.x86.memory.physical import Segment
-from kickstand.guests.x86.shares import Share
-from kickstand.guests.x86.slices import EXITS, Rotation, rotation
+from kickstand.guests.x86.time_sharing.guest_thread import Turns
+from kickstand.guests.x86.time_sharing.inline import LIMIT_S, WATCH
+from kickstand.guests.x86.time_sharing.shares import Share
+from kickstand.guests.x86.time_sharing.slices import EXITS, Rotation, rotation
 
 if TYPE_CHECKING:
     from kickstand.core.arch.cpu.cpuid import Entry

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from kickstand.guests.x86.guest_thread import AHEAD_S, Turns
-from kickstand.guests.x86.shares import Share, Shares
+from kickstand.guests.x86.time_sharing.guest_thread import AHEAD_S, Turns
+from kickstand.guests.x86.time_sharing.shares import Share, Shares
 
 LONG = 10
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kickstand.guests.interpreter import hand_over_promptly
-from kickstand.guests.x86.shares import Share, Shares
+from kickstand.guests.x86.time_sharing.shares import Share, Shares
 
 if TYPE_CHECKING:
     from kickstand.core.run.exits import Exit

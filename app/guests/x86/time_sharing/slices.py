@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakKeyDictionary
 
-from kickstand.guests.x86.shares import Share, Shares
+from kickstand.guests.x86.time_sharing.shares import Share, Shares
 
 OTHERS = 3  # turns of the loop between two slices, if somebody else does something in them
 IDLE_S = 50e-6  # a turn in which nobody does takes less

@@ -7,8 +7,8 @@ import pytest
 from kickstand.core.memslots import Region
 from kickstand.core.trace import VcpuState
 from kickstand.guests.x86.guest import X86Guest
-from kickstand.guests.x86.shares import Share
-from kickstand.guests.x86.slices import EXITS, OTHERS, Rotation
+from kickstand.guests.x86.time_sharing.shares import Share
+from kickstand.guests.x86.time_sharing.slices import EXITS, OTHERS, Rotation
 from kickstand.runtime.registry import Registry
 from kickstand.scripts.language.presets import PRESETS
 
@@ -54,7 +54,7 @@ async def all_inside(machine):
 
 
 async def test_between_two_slices_come_turns_of_the_loop_without_one(machine, slices, monkeypatch):
-    monkeypatch.setattr("kickstand.guests.x86.slices.IDLE_S", 0)
+    monkeypatch.setattr("kickstand.guests.x86.time_sharing.slices.IDLE_S", 0)
     await all_inside(machine)
     before = len(slices)
     for _ in range(10 * (OTHERS + 1)):
@@ -63,7 +63,7 @@ async def test_between_two_slices_come_turns_of_the_loop_without_one(machine, sl
 
 
 async def test_turns_in_which_nobody_does_anything_are_not_waited_for(machine, slices, monkeypatch):
-    monkeypatch.setattr("kickstand.guests.x86.slices.IDLE_S", 10)
+    monkeypatch.setattr("kickstand.guests.x86.time_sharing.slices.IDLE_S", 10)
     await all_inside(machine)
     before = len(slices)
     for _ in range(20):
