@@ -19,15 +19,7 @@ from kickstand.core.memslots import Region, plan
 from kickstand.core.vm import Switches
 from kickstand.explore.world.scenarios import Scenario, ScenarioError, VmmSpec, VmSpec, scenario, vcpu_column
 from kickstand.explore.world.scenarios.items import Item, Operation, RegionItem, integer, number, one_of
-from kickstand.explore.world.scenarios.operations import (
-    OPERATIONS,
-    WINDOWS,
-    Kick,
-    Kill,
-    MemoryTransaction,
-    Resume,
-    all_of,
-)
+from kickstand.explore.world.scenarios.operations import OPERATIONS, Kick, Kill, MemoryTransaction, Resume, all_of
 from kickstand.explore.world.threads import Moment
 from kickstand.explore.world.vcpus import Signals
 from kickstand.guests.program import compile_program
@@ -218,7 +210,7 @@ def _handlers(value: Any, where: str, vm: VmSpec) -> dict[Moment, tuple[Operatio
 
 def _refuse_windows(operations: tuple[Operation, ...], where: str, why: str) -> None:
     for n, operation in enumerate(operations):
-        if isinstance(operation, WINDOWS):
+        if isinstance(operation, Kick | Resume | MemoryTransaction):
             raise ScenarioError(f"{where}[{n}].op: {why}: no {operation.name()} here")
 
 

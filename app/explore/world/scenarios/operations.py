@@ -249,7 +249,6 @@ OPERATIONS: dict[str, type[Operation]] = {
         Kill,
     )
 }
-WINDOWS = (Kick, Resume, MemoryTransaction)
 
 
 def all_of(operations: tuple[Operation, ...]) -> Iterator[Operation]:
