@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from kickstand.guests.interpreter import hand_over_promptly
@@ -38,7 +39,8 @@ class Turns:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: threading.Thread | None = None
+        self._asked: SimpleQueue[bool] = SimpleQueue()  # for each turn that was taken; False: there will be none
         self._lock = threading.Lock()
         self._shares = Shares(_CREDIT_S)
         self._waiting: list[_Turn] = []
@@ -56,18 +58,26 @@ class Turns:
         """Run ``cpu`` until an exit or a stop, when its turn comes; says also how many seconds of a CPU that took."""
         turn = _Turn(cpu, share)
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the VM's guest thread has ended")
             if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, "guest", hand_over_promptly)
+                self._thread = threading.Thread(target=self._serve, name="guest", daemon=True)
+                self._thread.start()
             self._shares.join(share)
             self._waiting.append(turn)
             over = self._over()
             if self._running is not None:
                 self._watch_turns()
         turn.done.add_done_callback(lambda _: self._given_up(turn))
-        self._thread.submit(self._run_next)
+        self._asked.put(True)
         if over is not None:
             over.stop()
         return turn.done
+
+    def _serve(self) -> None:
+        hand_over_promptly()
+        while self._asked.get():
+            self._run_next()
 
     def _run_next(self) -> None:
         turn = self._begin()
@@ -140,4 +150,5 @@ class Turns:
             self._closed = True
             self._contended.set()
         if self._thread is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
+            self._asked.put(False)
+            self._thread.join()
