@@ -66,7 +66,7 @@ _PARTS: dict[str, Callable[[Given], Parts]] = {
     "set_sregs2": _whole("sregs"), "set_vcpu_events": _whole("events"),
     "set_guest_debug": _fields("control", registers="debugreg"),
     "set_tsc_khz": _number("khz"), "set_vcpu_tsc_khz": _number("khz"), "set_clock": _whole("data"),
-    "set_boot_cpu_id": _number("vcpu_id"),
+    "set_boot_cpu_id": _number("vcpu_id"), "set_nr_mmu_pages": _number("count"),
     "kvmclock_ctrl": lambda _: {}, "set_vcpu_attribute": _attribute,
     "enable_cap": _capability, "enable_vcpu_cap": _capability, "set_msr_filter": _filter,
     "setup_mce": _fields("mcg_cap"), "set_mce": _whole("error"),

@@ -1,7 +1,11 @@
 """What a script operation answered is kept: nothing is left to record of the machine when the answer is there."""
 
+from dataclasses import fields
+
 import pytest
 
+from kickstand.core.arch.kvm_arch import KvmArch
+from kickstand.journal import form
 from kickstand.journal.disk.directory import Directory, warn
 from kickstand.journal.journal import StateJournal
 from kickstand.runtime.registry import Registry
@@ -99,3 +103,9 @@ async def test_nothing_is_left_to_record_when_an_operation_has_answered(journal)
         if op != "start_run":  # its outcome is told by finish_run
             assert recorder.changed(tuple(machine.vm.vcpus)) == {}, op
             assert journal.store.done == journal.store.submitted, op
+
+
+def test_all_that_userspace_sets_up_of_a_vm_is_kept():
+    apart = {"clock", "coalesced"}  # parts of their own
+    until_then = {"tsc"}  # which writes of counters belong together: of a moment
+    assert {field.name for field in fields(KvmArch)} - apart - until_then == set(form.KvmArch.model_fields)

@@ -43,6 +43,8 @@ class KvmArch:
     """KVM_CAP_EXIT_HYPERCALL: bits by hypercall number."""
     disabled_exits: int = 0
     """KVM_CAP_X86_DISABLE_EXITS."""
+    n_max_mmu_pages: int = 0
+    """KVM_SET_NR_MMU_PAGES: of shadow pages, of which there are none here."""
     dirty_ring_entries: int = 0
     """KVM_CAP_DIRTY_LOG_RING: of each vCPU's ring; 0: pages are logged in bitmaps."""
     clock: KvmClock = field(default_factory=KvmClock, compare=False)

@@ -75,6 +75,7 @@ class KvmArch(Part):
     exit_on_emulation_failure: bool = False
     hypercall_exits: Word = 0
     disabled_exits: Annotated[int, Field(ge=0, le=0xF)] = 0
+    n_max_mmu_pages: Word = 0
     msr_filter: Filter = Filter()
     dirty_ring_entries: Annotated[int, Field(ge=0, le=MAX_ENTRIES)] = 0
 

@@ -47,7 +47,6 @@ class VmSettings(Ioctls):
 
     vm: Vm
     id: str
-    mmu_pages = 0
 
     def _check_alive(self, name: str) -> None:
         if self.vm.lifetime.dead:
@@ -67,19 +66,19 @@ class VmSettings(Ioctls):
         if self.vm.vcpus:
             raise KvmError(errno.EINVAL, "KVM_SET_IDENTITY_MAP_ADDR", "it must come before the first vcpu")
 
-    @ioctl("KVM_SET_NR_MMU_PAGES", takes=lambda argument: (argument.number,))
+    @ioctl("KVM_SET_NR_MMU_PAGES", durable=True, recorded=True, takes=lambda argument: (argument.number,))
     async def set_nr_mmu_pages(self, count: int) -> None:
         """KVM_SET_NR_MMU_PAGES: how many shadow pages there may be; there are none here. EINVAL: below 64."""
         self._check_alive("KVM_SET_NR_MMU_PAGES")
         if count & _UNSIGNED_INT - 1 < _MIN_MMU_PAGES:
             raise KvmError(errno.EINVAL, "KVM_SET_NR_MMU_PAGES", f"{count} is below {_MIN_MMU_PAGES}")
-        self.mmu_pages = count & _UNSIGNED_INT - 1
+        self.vm.arch.n_max_mmu_pages = count & _UNSIGNED_INT - 1
 
     @ioctl("KVM_GET_NR_MMU_PAGES", gives=int)
     async def get_nr_mmu_pages(self) -> int:
         """KVM_GET_NR_MMU_PAGES."""
         self._check_alive("KVM_GET_NR_MMU_PAGES")
-        return self.mmu_pages
+        return self.vm.arch.n_max_mmu_pages
 
     @ioctl("KVM_SET_BOOT_CPU_ID", durable=True, recorded=True, takes=lambda argument: (argument.number,))
     async def set_boot_cpu_id(self, vcpu_id: int) -> None:
