@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 
 from kickstand.api.hub import Hub
 from kickstand.core.errors import KvmError
+from kickstand.core.trace import Tracepoint
 from kickstand.runtime.machine import Machine
 from kickstand.runtime.registry import Registry
 
 LOOK_S = 1.0
 QUIET_S = 8.0  # without a stream; a reload takes less
 KICKED_S = 60.0
-REST = "vmm_rest"
 logger = logging.getLogger("kickstand.api")
 
 
@@ -94,7 +94,7 @@ class WhileWatched:
                 await machine.stop_thread(vcpu)
             elif running is None or not running.running:
                 await machine.start_thread(vcpu, behaviour, handle_exits=handle_exits)
-        machine.log.emit(machine.id, REST, None, {"phase": "begin" if why else "end", "why": why})
+        machine.log.emit(machine.id, Tracepoint.VMM_REST, None, {"phase": "begin" if why else "end", "why": why})
 
     def _reason(self, watched: _Watched, now: float) -> str:
         """Why the threads should rest now."""

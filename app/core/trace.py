@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Tracepoint(StrEnum):
-    """Names of events. The first group are tracepoints of the kernel (system ``kvm``), the second are ours."""
+    """Names of events: tracepoints of the kernel (system ``kvm``), ours in their style, and of floors above."""
 
     KVM_ENTRY = "kvm_entry"
     KVM_EXIT = "kvm_exit"
@@ -31,6 +31,14 @@ class Tracepoint(StrEnum):
     KVM_RESUME_ALL = "kvm_resume_all"
     MEM_TRANSACTION = "mem_transaction"
     VCPU_STATE = "vcpu_state"
+
+    KVM_CREATE_VM = "kvm_create_vm"
+    KVM_RESTORE_VM = "kvm_restore_vm"
+    KVM_DESTROY_VM = "kvm_destroy_vm"
+    KVM_CREATE_VCPU = "kvm_create_vcpu"
+    VMM_REST = "vmm_rest"
+    EXPLORATION = "exploration"
+    EXPLORATION_CELL = "exploration_cell"
 
 
 class VcpuState(StrEnum):

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from kickstand.core.errors import KvmError
+from kickstand.core.trace import Tracepoint
 from kickstand.explore.matrix import Matrix, Tick
 from kickstand.explore.question import Question
 from kickstand.explore.world.scenarios import SCENARIOS, ScenarioError
@@ -90,7 +91,7 @@ class Jobs:
         self.jobs[job.id] = job
         self._processes[job.id] = process
         self._watchers[job.id] = asyncio.create_task(self._watch(job, process, receiver))
-        self._emit("exploration", {"id": job.id, "state": job.state, "cells": job.cells_total})
+        self._emit(Tracepoint.EXPLORATION, {"id": job.id, "state": job.state, "cells": job.cells_total})
         return job
 
     def _forget_old(self) -> None:
@@ -163,14 +164,14 @@ class Jobs:
     def _handle(self, job: Job, kind: str, body: Any) -> None:
         if kind == "progress":
             job.search = body
-            self._emit("exploration", {"id": job.id, "state": job.state, "cells_done": job.cells_done,
+            self._emit(Tracepoint.EXPLORATION, {"id": job.id, "state": job.state, "cells_done": job.cells_done,
                                        "cells": job.cells_total, "search": body})  # fmt: skip
         elif kind == "cells":
             job.cells_done += 1
             job.cells.extend(body)
             for cell in body:
                 short = {name: value for name, value in cell.items() if name != "counterexample"}
-                self._emit("exploration_cell", {"id": job.id, "cell": short})
+                self._emit(Tracepoint.EXPLORATION_CELL, {"id": job.id, "cell": short})
         elif kind == "done":
             job.state, job.search = "done", None
         else:
@@ -179,7 +180,7 @@ class Jobs:
     def _finish(self, job: Job, process: BaseProcess) -> None:
         if job.state == "running":
             job.state, job.error = "failed", f"the process ended with status {process.exitcode}"
-        self._emit("exploration", {"id": job.id, "state": job.state, "cells_done": job.cells_done,
+        self._emit(Tracepoint.EXPLORATION, {"id": job.id, "state": job.state, "cells_done": job.cells_done,
                                    "cells": job.cells_total, "error": job.error})  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from pydantic_core import from_json
 from kickstand.core.errors import KvmError
 from kickstand.core.memslots import Memslots
 from kickstand.core.shared.requests import Request
+from kickstand.core.trace import Tracepoint
 from kickstand.core.uapi import KVM_REGS, KVM_SREGS, PAGE_SHIFT
 from kickstand.core.vcpu import Vcpu
 from kickstand.guests.host_memory import HostMemory
@@ -89,7 +90,9 @@ async def restore(
     except BaseException:
         await registry.discard(machine)
         raise
-    registry.log.emit(machine.id, "kvm_restore_vm", None, {"variant": machine.variant, "engine": machine.engine})
+    registry.log.emit(
+        machine.id, Tracepoint.KVM_RESTORE_VM, None, {"variant": machine.variant, "engine": machine.engine}
+    )
     for vcpu_id, behaviour, handle_exits in saved.vm.threads:
         machine.threads.start(machine.vcpu(vcpu_id), behaviour, handle_exits=handle_exits, held=True)
     return machine

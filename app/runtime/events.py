@@ -23,7 +23,8 @@ from kickstand.core.trace import Tracepoint
 CAPACITY = 65_536
 LASTING = 8_192  # of the events below, however many others come
 CHANGES = (
-    "kvm_create_vm", "kvm_restore_vm", "kvm_destroy_vm", "kvm_create_vcpu", "vmm_rest",
+    Tracepoint.KVM_CREATE_VM, Tracepoint.KVM_RESTORE_VM, Tracepoint.KVM_DESTROY_VM, Tracepoint.KVM_CREATE_VCPU,
+    Tracepoint.VMM_REST,
     Tracepoint.KVM_KICK_ALL, Tracepoint.KVM_RESUME_ALL, Tracepoint.MEM_TRANSACTION, Tracepoint.KVM_MEMSLOT,
 )  # fmt: skip
 HOLES = (Tracepoint.KVM_MMIO,)  # which a device can be the reason of as well: apart, so that it drives out no kick

@@ -123,7 +123,7 @@ class Machine(StateIoctls, TimeIoctls, InterruptIoctls, VcpuIoctls, MemoryIoctls
         vcpu = await self.by_thread(partial(self.vm.create_vcpu, vcpu_id))
         if steps is not None:
             self._script(vcpu).load_program(steps, program)
-        self.log.emit(self.id, "kvm_create_vcpu", vcpu_id, {"mp_state": vcpu.arch.mp_state.name})
+        self.log.emit(self.id, Tracepoint.KVM_CREATE_VCPU, vcpu_id, {"mp_state": vcpu.arch.mp_state.name})
         return self.describe_vcpu(vcpu_id)
 
     async def destroy(self) -> None:

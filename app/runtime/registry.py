@@ -13,6 +13,7 @@ from typing import Any
 
 from kickstand.core.arch.kvmclock import TimeSource
 from kickstand.core.errors import KvmError
+from kickstand.core.trace import Tracepoint
 from kickstand.core.uapi import API_VERSION, MMAP_SIZE, Fd, check_extension
 from kickstand.core.variants import variant as find_variant
 from kickstand.core.vm import Switches, System
@@ -109,7 +110,7 @@ class Registry(SystemModel):
         )
         self.machines[vm_id] = machine
         self.coming.add(machine)
-        self.log.emit(vm_id, "kvm_create_vm", None, {"variant": variant, "engine": engine, "mode": mode})
+        self.log.emit(vm_id, Tracepoint.KVM_CREATE_VM, None, {"variant": variant, "engine": engine, "mode": mode})
         try:
             async with kept_as_one(machine, CREATE):
                 await self._populate(machine, vcpus, programs)
@@ -226,7 +227,7 @@ class Registry(SystemModel):
     def _remove(self, machine: Machine) -> None:
         if self.machines.get(machine.id) is machine:
             del self.machines[machine.id]
-            self.log.emit(machine.id, "kvm_destroy_vm", None, {})
+            self.log.emit(machine.id, Tracepoint.KVM_DESTROY_VM, None, {})
 
     async def reset(self) -> None:
         """Destroy everything."""
