@@ -128,9 +128,7 @@ class Vm(SlotIoctls):
         self.srcu: Srcu = share(Srcu())
         self.vcpus: dict[int, AnyVcpu] = {}
         self.variant = variant(self)
-        self.interrupts = Interrupts(
-            self.arch, self.online_vcpus, self.vcpus, self.check_alive, clock or Clock(), share, trace
-        )
+        self.interrupts = Interrupts(self, clock or Clock())
         if irqchip:
             self._add_irqchip()
 

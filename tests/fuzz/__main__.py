@@ -10,7 +10,7 @@ import traceback
 
 from tests.fuzz.targets import TARGETS
 
-TURN_S = 2.0  # of one target, before the next
+TURN_S = 2.0  # of one target at most, before the next: each has a turn, however little time there is
 
 
 def once(target: str, seed: int) -> bool:
@@ -36,10 +36,11 @@ def main() -> int:
         return int(sum(not once(target, options.seed) for target in targets) > 0)
     seed = options.first if options.first is not None else int(time.time()) << 20
     fed = dict.fromkeys(targets, 0)
+    turn_s = min(TURN_S, options.seconds / len(targets))
     end = time.monotonic() + options.seconds
     while time.monotonic() < end:
         for target in targets:
-            until = min(end, time.monotonic() + TURN_S)
+            until = min(end, time.monotonic() + turn_s)
             while time.monotonic() < until:
                 if not once(target, seed + fed[target]):
                     return 1

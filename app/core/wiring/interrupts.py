@@ -7,8 +7,9 @@ look, and woken or interrupted (``kvm_irq_delivery_to_apic`` in ``irq_comm.c``).
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Protocol
 
 from kickstand.core.arch.irq.chips import RESAMPLE, Chips, Raised
 from kickstand.core.arch.irq.clock import Clock
@@ -25,29 +26,26 @@ from kickstand.core.trace import Tracepoint, Tracer
 PIT_TIMER = -1  # the clock's number for the 8254; a local APIC's timer has the vCPU's id
 CHIP_BYTES = 512  # of ``kvm_irqchip.chip``
 VALID_PIT_FLAGS = 1
-Vcpus = Callable[[], Awaitable[tuple[AnyVcpu, ...]]]
-Alive = Callable[[str], Awaitable[None]]
+
+
+class Owner(Protocol):
+    """What they use of a VM."""
+
+    arch: KvmArch
+    vcpus: dict[int, AnyVcpu]
+    share: Share
+    trace: Tracer
+
+    async def online_vcpus(self) -> tuple[AnyVcpu, ...]: ...
+
+    async def check_alive(self, ioctl: str) -> None: ...
 
 
 class Interrupts:
     """What a VM has of interrupts. ``chips`` is None until there is an irqchip in the kernel."""
 
-    def __init__(
-        self,
-        arch: KvmArch,
-        vcpus: Vcpus,
-        by_id: Mapping[int, AnyVcpu],
-        alive: Alive,
-        clock: Clock,
-        share: Share,
-        trace: Tracer,
-    ) -> None:
-        self._arch = arch
-        self._vcpus = vcpus  # those that are online
-        self._alive = alive  # EIO on a dead VM
-        self._by_id = by_id
-        self._share = share
-        self._trace = trace
+    def __init__(self, vm: Owner, clock: Clock) -> None:
+        self._vm = vm
         self._clock = clock
         self._tell: dict[int, Callable[[], None]] = {}
         self.chips: Chips | None = None
@@ -59,12 +57,12 @@ class Interrupts:
 
     def create(self, *, split: bool) -> None:
         """The controllers come into being: all of them, or with ``split`` the local APICs alone."""
-        self.chips = self._share(Chips(split=split, arch=self._arch))
-        self._clock = self._share(self._clock)
+        self.chips = self._vm.share(Chips(split=split, arch=self._vm.arch))
+        self._clock = self._vm.share(self._clock)
 
     async def _needed(self, ioctl: str, code: int = errno.ENXIO, *, whole: bool = False) -> Chips:
         """The controllers. EIO: the VM is dead; ``code``: there are none in the kernel, or not ``whole``."""
-        await self._alive(ioctl)
+        await self._vm.check_alive(ioctl)
         if self.chips is None or (whole and self.chips.split):
             raise KvmError(code, ioctl, "there is no in-kernel irqchip")
         return self.chips
@@ -73,7 +71,7 @@ class Interrupts:
 
     async def send(self, message: Message) -> int:
         """``kvm_irq_delivery_to_apic``: how many accepted it; 0 also if it names nobody, as with KVM's map of APICs."""
-        vcpus = await self._vcpus()
+        vcpus = await self._vm.online_vcpus()
         if message.to_lowest_priority:
             if message.is_physical_broadcast:
                 message = replace(message, delivery=Delivery.FIXED, redirection_hint=False)
@@ -117,7 +115,7 @@ class Interrupts:
         """The wire from the 8259 pair: every CPU sees it, those that take interrupts from it look."""
         if self.chips is None or (high := await self.chips.extint_changed()) is None:
             return
-        for vcpu in await self._vcpus():
+        for vcpu in await self._vm.online_vcpus():
             if await vcpu.arch.set_extint(high):
                 await self._look(vcpu)
 
@@ -195,7 +193,7 @@ class Interrupts:
         if number == PIT_TIMER:
             await self._pit_fired(now)
             return
-        vcpu = self._by_id.get(number)
+        vcpu = self._vm.vcpus.get(number)
         if vcpu is not None:
             interrupts, due = await vcpu.arch.timer_fired(now)
             await self._clock.set_timer(number, due)
@@ -216,7 +214,7 @@ class Interrupts:
         ENXIO: no irqchip with pins in the kernel.
         """
         chips = await self._needed("KVM_IRQ_LINE")
-        self._trace(Tracepoint.KVM_SET_IRQ, None, {"gsi": irq, "level": level})
+        self._vm.trace(Tracepoint.KVM_SET_IRQ, None, {"gsi": irq, "level": level})
         return await self.happen(await chips.set_gsi(irq, bool(level)))
 
     async def signal_msi(self, address: int, data: int, flags: int = 0) -> int:
@@ -225,8 +223,8 @@ class Interrupts:
         route = MsiRoute(address, data)
         if flags & ~1:
             raise KvmError(errno.EINVAL, "KVM_SIGNAL_MSI", f"flags {flags:#x} mean nothing", field="flags")
-        self._trace(Tracepoint.KVM_MSI_SET_IRQ, None, {"address": address, "data": data})
-        if self._arch.x2apic_format and not route.is_wide:
+        self._vm.trace(Tracepoint.KVM_MSI_SET_IRQ, None, {"address": address, "data": data})
+        if self._vm.arch.x2apic_format and not route.is_wide:
             raise KvmError(errno.EPERM, "KVM_SIGNAL_MSI", "bits 32 to 39 of the address mean nothing", field="address")
         return await self.send(chips.message(route))
 
@@ -235,7 +233,7 @@ class Interrupts:
         chips = await self._needed("KVM_SET_GSI_ROUTING", errno.EINVAL)
         routes = list(entries)
         for gsi, route, flags in routes:
-            check_route(gsi, route, flags, split=chips.split, wide=self._arch.x2apic_format)
+            check_route(gsi, route, flags, split=chips.split, wide=self._vm.arch.x2apic_format)
         await chips.set_routing(table((gsi, route) for gsi, route, _ in routes))
 
     async def get_irqchip(self, chip: int) -> bytes:
@@ -256,7 +254,7 @@ class Interrupts:
 
     async def get_pit(self) -> bytes:
         """KVM_GET_PIT2: 112 bytes. ENXIO: there is none."""
-        await self._alive("KVM_GET_PIT2")
+        await self._vm.check_alive("KVM_GET_PIT2")
         state = None if self.chips is None else await self.chips.pit_state()
         if state is None:
             raise KvmError(errno.ENXIO, "KVM_GET_PIT2", "there is no PIT")

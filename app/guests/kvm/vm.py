@@ -88,7 +88,7 @@ class DeviceVm(Vm):
             vm_id, find_variant(userspace_variant(variant)), _no_guest, system=system, switches=switches, trace=trace
         )
         self.arch.coalesced = DeviceRing(self)
-        self.interrupts: Interrupts = DeviceInterrupts(self.fd, self.online_vcpus, self.check_alive, trace)
+        self.interrupts: Interrupts = DeviceInterrupts(self.fd, self)
         if irqchip:
             try:
                 self._create_irqchip()

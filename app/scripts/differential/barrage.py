@@ -13,7 +13,7 @@ from kickstand.scripts.differential.code.encodings import HLT, MODES, PAGE, WIND
 from kickstand.scripts.differential.code.opcodes import BUILDERS
 from kickstand.scripts.differential.code.system_opcodes import FIRST_SOFTWARE, SOFTWARE_VECTORS, SYSTEM
 from kickstand.scripts.differential.code.wide import Wide, WideBuild
-from kickstand.scripts.differential.story import CODE, LOW_SIZE, STACK, TABLES, Answer, Op, Steps, due, op, page_tables
+from kickstand.scripts.differential.story import CODE, LOW_SIZE, STACK, Answer, Op, Steps, arenas, due, op
 
 GDT, IDT, HANDLERS = 0x5800, 0x5A00, 0x5E00
 VECTORS = FIRST_SOFTWARE + SOFTWARE_VECTORS
@@ -45,11 +45,7 @@ class Barrage:
         yield op("hash_host", arena="B")
 
     def set_up(self) -> Steps:
-        yield op("arena", name="A", size=LOW_SIZE)
-        yield op("arena", name="B", size=WINDOW_PAGES * PAGE)
-        yield op("fill_pattern", arena="B")
-        if self.mode == "long64":
-            yield op("write_host", arena="A", offset=TABLES, hex=page_tables().hex())
+        yield from arenas(self.mode)
         yield from self.tables()
         yield op("set_memory_region", slot=0, flags=0, gpa=0, size=LOW_SIZE, host={"arena": "A", "offset": 0})
         yield from self.window()

@@ -24,7 +24,7 @@ from kickstand.scripts.differential.code.encodings import (
     program,
 )
 from kickstand.scripts.differential.interview import Interview
-from kickstand.scripts.differential.story import CODE, LOW_SIZE, STACK, TABLES, Answer, Op, Steps, due, op, page_tables
+from kickstand.scripts.differential.story import CODE, LOW_SIZE, STACK, Answer, Op, Steps, arenas, due, op
 
 CODE_STEP = 0x400
 CODES = 8  # places for programs, for each vCPU
@@ -79,11 +79,7 @@ class _Script:
         return always | runs
 
     def set_up(self) -> Steps:
-        yield op("arena", name="A", size=LOW_SIZE)
-        yield op("arena", name="B", size=WINDOW_PAGES * PAGE)
-        yield op("fill_pattern", arena="B")
-        if self.mode == "long64":
-            yield op("write_host", arena="A", offset=TABLES, hex=page_tables().hex())
+        yield from arenas(self.mode)
         yield op(
             "set_memory_region",
             slot=0,

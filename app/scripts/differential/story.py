@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from kickstand.scripts.differential.code.encodings import PAGE
+from kickstand.scripts.differential.code.encodings import PAGE, WINDOW_PAGES
 
 Op = dict[str, Any]
 Answer = Mapping[str, Any]
@@ -20,6 +20,15 @@ LOW_SIZE = 0x1_0000  # the slot with code, stack and page tables, which stays
 def op(name: str, /, **args: Any) -> Op:
     """One operation."""
     return {"op": name, "args": args}
+
+
+def arenas(mode: str) -> Steps:
+    """Host memory of both slots, with page tables where the mode wants some."""
+    yield op("arena", name="A", size=LOW_SIZE)
+    yield op("arena", name="B", size=WINDOW_PAGES * PAGE)
+    yield op("fill_pattern", arena="B")
+    if mode == "long64":
+        yield op("write_host", arena="A", offset=TABLES, hex=page_tables().hex())
 
 
 def due(last: Answer) -> int | None:
