@@ -61,8 +61,8 @@ def operand(code: bytes) -> Operand | None:
     prefixes = seen.prefixes
     rex = prefixes[-1] if prefixes and prefixes[-1] in _REX else 0
     others = prefixes[:-1] if rex else prefixes
-    named = [_SEGMENTS.get(byte) for byte in others if byte != _LOCK]
-    if len(named) > 1 or None in named:
+    named = [byte for byte in others if byte != _LOCK]
+    if len(named) > 1 or not _SEGMENTS.keys() >= set(named):
         return None
     mode, low, at = seen.modrm >> 6, seen.modrm & 7, len(prefixes) + 3
     base, index, scale = low | (rex & _B) << 3, None, 0
@@ -81,7 +81,7 @@ def operand(code: bytes) -> Operand | None:
     return Operand(
         8 if rex & _W else 4,
         at + size,
-        (named and named[0]) or DS,
+        _SEGMENTS[named[0]] if named else DS,
         displacement,
         None if bare else base,
         index,
