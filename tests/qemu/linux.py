@@ -26,7 +26,7 @@ DIRECTORY, DEVICE, PROGRAM = 0o40755, 0o20600, 0o100755
 CONSOLE = 5, 1
 TROUBLE = r".*(?:lockup|LOCKUP|rcu.*stall|starved|BUG|WARNING|Oops|Call Trace|blocked for more than)[\s\S]{,2000}"
 KICKS = 100
-TIMEOUT_S = 900
+TIMEOUT_S = 600
 
 
 @pytest.fixture(scope="session")
