@@ -41,7 +41,7 @@ def main() -> int:
     while time.monotonic() < end:
         for target in targets:
             until = min(end, time.monotonic() + turn_s)
-            while time.monotonic() < until:
+            while not fed[target] or time.monotonic() < until:
                 if not once(target, seed + fed[target]):
                     return 1
                 fed[target] += 1

@@ -25,6 +25,8 @@ async def test_locks_name_readers_and_the_queue_in_order_with_ages(registry):
     await until(lambda: len(machine.locks()["queue"]) == 2 and machine.locks()["queue"][1]["age_ns"])
     locks = machine.locks()
     assert [(entry["who"], entry["side"]) for entry in locks["queue"]][1:] == [(1, "read")]
+    assert state_of(machine, 1) is VcpuState.WAITING
+    assert locks["readers"] == []  # whoever waits at the gate holds nothing
     assert locks["queue"][0]["age_ns"] >= locks["queue"][1]["age_ns"] > 0
     await machine.vm.variant.memory_transaction.up_read()
     await kick

@@ -292,3 +292,14 @@ def test_whatever_changes_a_machine_or_is_recorded_can_be_said_by_a_script():
     }
     assert said - OPERATIONS.keys() == {"set_user_memory_region"}  # as ``set_memory_region``
     assert [found.name for found in changing if not found.recorded] == []
+
+
+async def test_a_look_at_registers_beside_a_run_has_no_place_in_a_script(registry):
+    machine = await registry.create("vm", vcpus=1, programs=[[["spin"]]])
+    run = machine.start_run(0)
+    await in_guest(machine)
+    await machine.get_mp_state(0)
+    run.signal(Cause.SIGNAL)
+    await run.result()
+    await machine.get_mp_state(0)
+    assert names(machine) == ["create_vcpu", "run", "get_mp_state"]

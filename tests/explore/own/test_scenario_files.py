@@ -1,5 +1,7 @@
 """A user's scenario and a user's variant: what runs, and what is refused with which words."""
 
+import json
+
 import pytest
 
 from kickstand.explore.command import Refused, check_size
@@ -41,8 +43,6 @@ def test_a_scenario_file_finds_a_planted_bug_and_its_token_replays_it_without_th
 
 
 def test_json_means_the_same_as_yaml(tmp_path):
-    import json
-
     (tmp_path / "a.json").write_text(json.dumps({"name": "a", "vms": [VM], "vmms": [VMM]}))
     assert load(str(tmp_path / "a.json")).vms[0].regions == parse({"vms": [VM], "vmms": [VMM]}).vms[0].regions
 
@@ -188,3 +188,17 @@ def test_a_variant_that_does_not_load_is_refused_with_its_line(tmp_path, text, c
     file.write_text(text)
     with pytest.raises(ValueError, match=complaint):
         explore("merge", "lazy", "well", variant_module=str(file))
+
+
+@pytest.mark.parametrize(
+    ("flags", "access", "verdict"),
+    [("READONLY", "write", "holds"), ("READONLY", "read", "violated"), (0, "write", "violated")],
+)
+def test_mmio_is_spurious_where_there_is_ram_for_that_access(tmp_path, flags, access, verdict):
+    """The slot is missing for a while: a store to a read-only one is MMIO in any case."""
+    region = {**REGION, "flags": flags}
+    changes = [{"op": "set_memory_region", "args": {**region, "size": size}} for size in (0, 4096)]
+    vm = {"memory_regions": [region], "program": [[access, 4096, *([1] if access == "write" else [])]]}
+    (tmp_path / "a.json").write_text(json.dumps({"name": "a", "vms": [vm], "vmms": [{"operations": changes}]}))
+    (found,) = explore(str(tmp_path / "a.json"), "none", "well", properties=["spurious_mmio"])
+    assert found.verdict == verdict
