@@ -13,7 +13,7 @@ from kickstand.exec.device.fds.eventfds import EventFds
 from kickstand.exec.device.fds.irqfds import IrqFds
 from kickstand.exec.device.fds.stats import StatsFile
 from kickstand.exec.device.run_page import MappedPage
-from kickstand.exec.host.process import Process, run_delay_ns
+from kickstand.exec.host.process import Process, RunDelay
 from kickstand.exec.memory.sharing import SharedMemory
 from kickstand.exec.protection import Protection
 from kickstand.exec.tracing import VmTrace
@@ -94,25 +94,13 @@ class ProgramVcpu:
         self.core.run_page = page
         self.stats = StatsFile(f"kvm-{vm.space.process.tgid}/vcpu-{vcpu_id}", self._stats)
         self.mask: int | None = None
-        self._tid = 0  # of the thread that was last in KVM_RUN
-        self._waited_ns: int | None = None  # that thread, for a CPU; None: nobody has asked since it came
-        self.core.run_delay_ns = self._run_delay_ns
+        self.core.run_delay_ns = self.run_delay = RunDelay()
         self.inside = 0  # threads in KVM_RUN, those that wait for their turn included
         self._closed = False
         vm.machine.vm.arch.coalesced.map(page.coalesced)
         if self.core.dirty_ring is not None and page.ring is not None:
             self.core.dirty_ring.map(page.ring)
         vm.vcpus[vcpu_id] = self
-
-    def entered_by(self, tid: int) -> None:
-        """A thread comes to KVM_RUN."""
-        self._tid, self._waited_ns = tid, None
-
-    def _run_delay_ns(self) -> int:
-        """While it is in KVM_RUN it waits for its answer, not for a CPU: one look is enough."""
-        if self._waited_ns is None:
-            self._waited_ns = run_delay_ns(self._tid)
-        return self._waited_ns
 
     def _stats(self) -> dict[str, int]:
         return of_vcpu(self.core.watched.counters)

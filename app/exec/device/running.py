@@ -50,7 +50,7 @@ class Running:
             self._enter(call, vcpu)
 
     def _enter(self, call: Notification, vcpu: ProgramVcpu) -> None:
-        vcpu.entered_by(call.tid)
+        vcpu.run_delay.begin(call.tid)
         vcpu.vm.space.memory.copies.synchronize()
         written = {} if vcpu.vm.trace is None else vcpu.traced_entry(vcpu.vm.trace)
         closed = bool(vcpu.vm.machine.window.count)

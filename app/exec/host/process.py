@@ -79,5 +79,26 @@ def run_delay_ns(tid: int) -> int:
         return 0
 
 
+class RunDelay:
+    """How long the thread that was last in KVM_RUN has waited for a CPU, in nanoseconds.
+
+    It is looked at once in a KVM_RUN: in there the thread waits for its answer, not for a CPU.
+    """
+
+    def __init__(self) -> None:
+        self._tid = 0
+        self._seen_ns: int | None = None
+
+    def begin(self, tid: int) -> None:
+        """A thread comes to KVM_RUN."""
+        self._tid, self._seen_ns = tid, None
+
+    def __call__(self) -> int:
+        """What has been seen, now at the latest."""
+        if self._seen_ns is None:
+            self._seen_ns = run_delay_ns(self._tid)
+        return self._seen_ns
+
+
 def _fault(address: int, length: int) -> KvmError:
     return KvmError(errno.EFAULT, "ioctl", f"{length} bytes at {address:#x} are not all in the program's memory")
