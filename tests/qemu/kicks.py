@@ -46,7 +46,7 @@ class Kicks:
         waiting = httpx.HTTPTransport(retries=RETRIES)
         with (
             httpx.Client(base_url=self._url, transport=waiting, timeout=60) as client,
-            contextlib.suppress(httpx.TransportError),  # QEMU has ended, and its server
+            contextlib.suppress(httpx.HTTPError),  # QEMU has ended, and its server
         ):
             while not self._over.wait(PAUSE_S) and len(self.windows) < self._number:
                 for vm in client.get("/vms").json()["vms"]:
@@ -55,9 +55,10 @@ class Kicks:
 
 
 def _window(client, vm) -> Window:
-    kick = client.post(f"{vm}/kick").json()
-    closed, still_closed = (client.get(f"{vm}/vcpu").json()["vcpus"] for _ in range(2))
-    return Window(kick, closed, still_closed, client.post(f"{vm}/resume").json())
+    kick = client.post(f"{vm}/kick").raise_for_status()
+    closed, still_closed = (client.get(f"{vm}/vcpu").raise_for_status().json()["vcpus"] for _ in range(2))
+    resume = client.post(f"{vm}/resume").raise_for_status()
+    return Window(kick.json(), closed, still_closed, resume.json())
 
 
 def entries(vcpus) -> list[int]:

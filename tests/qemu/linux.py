@@ -79,7 +79,7 @@ def test_it_comes_to_userspace(qemu, kernel, initramfs, cpus, mode):
 
 
 @pytest.mark.timeout(TIMEOUT_S + 20)
-@pytest.mark.parametrize("cpus", [1])
+@pytest.mark.parametrize("cpus", [1, 2])
 def test_a_client_kicks_and_resumes_it_a_hundred_times_on_its_way_there(qemu, kernel, initramfs, tmp_path, cpus):
     port, summary = free_port(), tmp_path / "summary.json"
     under = ("--variant", "sticky", "--serve", f"127.0.0.1:{port}", "--summary-json", str(summary))
