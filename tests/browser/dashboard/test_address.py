@@ -85,3 +85,12 @@ PAST = """(() => {
     const slots = vm.slots.map(({ slot, gpa, size }) => [slot, gpa, size]);
     return { torn: vm.torn, score: vm.score, slots, episodes: vm.episodes.map(told) };
 })()"""
+
+
+def test_the_links_of_the_views_stay_where_they_are_whatever_is_told_of_the_vm(page):
+    """Whoever presses one presses that one, while the page learns of its VM and while the VM is kicked."""
+    places = """Array.from(document.querySelectorAll('#views a'), (link) => link.getBoundingClientRect().x)"""
+    before = page.evaluate(places)
+    for told in ("", "kicked", "arm64_pause · script · kicked"):
+        page.evaluate(f"document.querySelector('#machine .facts').textContent = '{told}'")
+        assert page.evaluate(places) == before

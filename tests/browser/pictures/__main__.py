@@ -90,7 +90,7 @@ def views(page, url):  # noqa: PLR0915  a walk through the page, in order
     page.wait_for_timeout(200)
     page.click("#open-tour")
     for step in (1, 2, 3):
-        until(page, f"document.querySelector('#tour h2').textContent.startsWith('{step} of 6')")
+        until(page, f"document.querySelector('#tour h2')?.textContent.startsWith('{step} of 6')")
         page.click("#tour-next")  # does the step
         until(page, "document.querySelector('#tour .found:not(:empty)') && kickstand.runner.busy === 0")
         if step < 3:
