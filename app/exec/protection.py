@@ -13,11 +13,10 @@ from collections.abc import Iterable
 
 from kickstand.core.errors import KvmError
 from kickstand.core.memslots import Region, Slot
-from kickstand.core.trace import Tracepoint, VcpuState
+from kickstand.core.trace import Tracepoint
 from kickstand.core.uapi import PAGE_SHIFT
 from kickstand.exec.host.tracee import is_running
 from kickstand.exec.summary import Summary
-from kickstand.guests.x86.time_sharing.slices import rotation
 from kickstand.runtime.driver.tasks import start
 from kickstand.runtime.machine import Machine
 
@@ -71,8 +70,8 @@ class Protection:
         self._holes = without(self._holes, region.guest_phys_addr, end) if region.memory_size else self._holes
         if not self._holes:
             await self._close()
-        elif self._how == NONE:
-            await self._guest_time()
+        elif self._how == NONE and (turn := self._machine.guest_time()) is not None:
+            await turn  # before the caller can issue its next ioctl
 
     async def run_begins(self, tid: int) -> None:
         """The thread is done with its slots."""
@@ -116,8 +115,3 @@ class Protection:
     def _trace(self, phase: str) -> None:
         protect = NONE if self._how == NONE else "kick"
         self._machine.trace(Tracepoint.MEM_TRANSACTION, None, {"phase": phase, "protect": protect})
-
-    async def _guest_time(self) -> None:
-        """Let running guests have a slice before the caller can issue its next ioctl, as CPUs of their own would."""
-        if any(vcpu.watched.state is VcpuState.GUEST for vcpu in self._machine.vm.vcpus.values()):
-            await rotation().after_all()

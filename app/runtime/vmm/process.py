@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from kickstand.core.atomics import Effect, Task
 from kickstand.core.errors import KvmError
 from kickstand.core.kvm_main import AnyVcpu
-from kickstand.core.trace import Tracer
+from kickstand.core.trace import Tracer, VcpuState
 from kickstand.core.vm import Vm
+from kickstand.guests.x86.time_sharing.slices import rotation
 from kickstand.runtime.calls.durable import Journal
 from kickstand.runtime.calls.history import History
 from kickstand.runtime.calls.ioctl import Ioctls
@@ -57,6 +58,11 @@ class Process(Ioctls):
     def choose(self, alternatives: int) -> int:
         """Decide a choice of the guest from the VM's seed."""
         return self._random.randrange(alternatives)
+
+    def guest_time(self) -> asyncio.Future[None] | None:
+        """Done when guests that run have had a slice, as real CPUs have between two ioctls; None if none runs."""
+        running = any(vcpu.watched.state is VcpuState.GUEST for vcpu in self.vm.vcpus.values())
+        return rotation().after_all() if running else None
 
     async def by_thread(
         self, begin: Callable[[Task], Coroutine[Effect, Any, T]], timeout_ms: int | None = None, role: str = "vmm"

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from kickstand.core.atomics import Task, preempt
+from kickstand.core.atomics import Task, outside, preempt
 from kickstand.core.errors import KvmError
 from kickstand.core.memslots import Region, Settled
 from kickstand.core.trace import Tracepoint
@@ -80,6 +80,8 @@ class Transactions:
                 except KvmError as error:
                     raise _at(error, index) from error
                 await preempt()  # back in user mode: others run
+                if (turn := self._process.guest_time()) is not None:
+                    await outside(turn)
         except BaseException:
             if not vm.lifetime.dead:
                 await vm.restore_slots(before)
